@@ -1,0 +1,14 @@
+"""Tensors to tensors: the rule engine and its backends.
+
+A rule is one update written as scalar arithmetic; ``apply`` runs it on many tensors with torch,
+numba or Triton.
+"""
+
+from steepest.kernels import _xp_torch as xp
+from steepest.kernels._apply import apply as apply
+from steepest.kernels._apply import available_backends as available_backends
+from steepest.kernels._rule import RULES as RULES
+from steepest.kernels._rule import Rule as Rule
+from steepest.kernels._rule import rule as rule
+
+__all__ = ["RULES", "Rule", "apply", "available_backends", "rule", "xp"]

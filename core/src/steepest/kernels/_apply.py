@@ -1,0 +1,155 @@
+"""Apply an update rule to many tensors at once, on the backend that fits."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from types import ModuleType
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from steepest.kernels import _numba, _triton
+from steepest.kernels._rule import Rule
+
+_FUSED: dict[str, ModuleType] = {"cpu": _numba, "triton": _triton}
+
+BACKENDS = ("auto", "torch", *_FUSED)
+
+SMALL = 1 << 15
+"""Below so many elements ``auto`` takes plain torch: compiling a kernel would not pay."""
+
+
+def check_backend(backend: str) -> None:
+    """Raise unless a backend can be forced here.
+
+    Raises:
+        ValueError: If there is no backend of that name.
+        RuntimeError: If it is missing on this machine; the message names the remedy.
+    """
+    if backend not in BACKENDS:
+        raise ValueError(f"unknown backend {backend!r}: choose one of {', '.join(BACKENDS)}")
+    if backend in _FUSED and (reason := _FUSED[backend].missing()) is not None:
+        raise RuntimeError(f"backend {backend!r} cannot run: {reason}; or use backend='auto'")
+
+
+def available_backends() -> list[str]:
+    """Backends that can run here, ``auto`` left out."""
+    return ["torch", *(name for name, module in _FUSED.items() if module.missing() is None)]
+
+
+def apply(
+    rule: Rule,
+    columns: Sequence[Sequence[Tensor]],
+    numbers: Sequence[Mapping[str, float]],
+    which: Sequence[int] | None = None,
+    *,
+    grad_scale: float = 1.0,
+    backend: str = "auto",
+) -> None:
+    """Run a rule on T parameters with their gradients and state, in place.
+
+    Args:
+        rule: The update rule.
+        columns: For each tensor name of the rule, its T tensors; within one index all have
+            the same shape. Gradients and other unwritten tensors do not change.
+        numbers: U sets of values for the rule's numbers.
+        which: For each of the T parameters, the index of its set; the first when omitted.
+        grad_scale: Factor on the gradient before the rule sees it (-1 to maximize).
+        backend: ``torch``, ``cpu``, ``triton``, or ``auto``: the fused kernel of the tensors'
+            device if it is there and the work is large enough to pay for it.
+
+    Raises:
+        ValueError: If the backend is unknown.
+        RuntimeError: If the backend is forced and missing, or is not for the tensors' device.
+    """
+    check_backend(backend)
+    which = which if which is not None else [0] * len(columns[0])
+    for device, index in _partition(columns):
+        part = columns if index is None else [[column[j] for j in index] for column in columns]
+        rows = which if index is None else [which[j] for j in index]
+        name = _choose(backend, device, part[0])
+        if name == "torch":
+            _run_torch(rule, part, numbers, rows, grad_scale)
+        else:
+            scalars = np.array([[*rule.scalars(n), grad_scale] for n in numbers])
+            _run_fused(_FUSED[name], rule, part, scalars, np.array(rows, dtype=np.int64))
+
+
+def _partition(
+    columns: Sequence[Sequence[Tensor]],
+) -> Iterator[tuple[torch.device, list[int] | None]]:
+    """Tensors that can share a launch, one device and one dtype a column: None means all."""
+    devices = {p.device for p in columns[0]}
+    uniform = len(devices) == 1 and all(len({t.dtype for t in c}) == 1 for c in columns)
+    if uniform and all(p.numel() for p in columns[0]):
+        yield devices.pop(), None
+        return
+    parts: dict[tuple[torch.device, tuple[torch.dtype, ...]], list[int]] = {}
+    for j, row in enumerate(zip(*columns, strict=True)):
+        if row[0].numel():
+            parts.setdefault((row[0].device, tuple(t.dtype for t in row)), []).append(j)
+    for (device, _), index in parts.items():
+        yield device, index
+
+
+def _choose(backend: str, device: torch.device, params: Sequence[Tensor]) -> str:
+    fits = {"cpu": "cpu", "cuda": "triton"}.get(device.type, "torch")
+    if backend == "auto":
+        ready = fits in available_backends() and sum(p.numel() for p in params) >= SMALL
+        return fits if ready else "torch"
+    if backend not in ("torch", fits) and not (backend == "triton" and device.type == "cpu"):
+        raise RuntimeError(f"backend {backend!r} cannot update tensors on {device}: use 'auto'")
+    return backend
+
+
+def compute_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Precision in which a parameter's update is computed and its state is kept."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def _run_torch(
+    rule: Rule,
+    columns: Sequence[Sequence[Tensor]],
+    numbers: Sequence[Mapping[str, float]],
+    which: Sequence[int],
+    grad_scale: float,
+) -> None:
+    compute = compute_dtype(columns[0][0].dtype)
+    g = rule.tensors.index("g")
+    written = [rule.tensors.index(name) for name in rule.written]
+    for row, u in zip(zip(*columns, strict=True), which, strict=True):
+        values = [t.to(compute) for t in row]
+        if grad_scale != 1.0:
+            values[g] = values[g] * grad_scale
+        used = {name: numbers[u][name] for name in rule.numbers}
+        for k, new in zip(written, rule(*values, **used), strict=True):
+            row[k].copy_(new)
+
+
+def _run_fused(
+    module: ModuleType,
+    rule: Rule,
+    columns: Sequence[Sequence[Tensor]],
+    scalars: np.ndarray,
+    which: np.ndarray,
+) -> None:
+    """Launch a kernel; tensors that it cannot work on in place go through a packed copy."""
+    if not module.takes([column[0].dtype for column in columns]):
+        strided = list(range(len(columns[0])))
+    else:
+        strided = sorted(
+            {j for column in columns for j, t in enumerate(column) if not t.is_contiguous()}
+        )
+    if not strided:
+        module.launch(rule, columns, scalars, which)
+        return
+    compute = compute_dtype(columns[0][0].dtype)
+    packed = [[c[j].to(compute).contiguous() for j in strided] for c in columns]
+    module.launch(rule, packed, scalars, which[strided])
+    for name in rule.written:
+        k = rule.tensors.index(name)
+        for j, t in zip(strided, packed[k], strict=True):
+            columns[k][j].copy_(t)
+    if rest := sorted(set(range(len(which))) - set(strided)):
+        module.launch(rule, [[c[j] for j in rest] for c in columns], scalars, which[rest])

@@ -1,0 +1,223 @@
+r"""An update rule, written once as scalar arithmetic, run by every backend.
+
+A rule is a function of one element of each tensor and of the step's scalars::
+
+    @rule
+    def sgd(p, g, *, lr):
+        # \theta \leftarrow \theta - \eta\, g
+        p = p - lr * g
+        return p
+
+Positional arguments are tensors (``p`` the parameter, ``g`` its gradient, then state),
+keyword-only ones are numbers, and the names that it returns are what it writes. The comment
+above a line is that line's equation in TeX. Maths is an attribute of ``xp``.
+
+Called with tensors, a rule is its own torch reference. The other backends are generated from
+its syntax tree after one transformation: what depends on numbers alone (``1 - beta2``,
+``lr / c1``) is computed once a step on the host, in double precision, as torch does with Python
+numbers. So the backends agree up to the rounding of single operations (1 - 0.999 in float32 would
+be off by 5e-5 of its value), and a moving learning rate is only data: nothing recompiles.
+"""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import textwrap
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+from torch import Tensor
+
+from steepest.kernels import _xp_torch
+
+RULES: dict[str, Rule] = {}
+"""Every rule by name, for the tests that run all of them on all backends."""
+
+
+@dataclass(frozen=True, eq=False)
+class Rule:
+    """A parsed update rule. Make one with the decorator :func:`rule`."""
+
+    function: Callable[..., Any]
+    tensors: tuple[str, ...]
+    """Names of the tensors, parameter first, gradient second."""
+    numbers: tuple[str, ...]
+    """Names of the step's numbers (learning rate, bias corrections, ...)."""
+    written: tuple[str, ...]
+    """Names of the tensors that the rule updates."""
+    body: tuple[str, ...]
+    """Elementwise statements after hoisting, as source text."""
+    hoisted: dict[str, str] = field(repr=False)
+    """Name used in ``body`` -> expression in the numbers alone, in order of evaluation."""
+
+    @property
+    def __name__(self) -> str:
+        return self.function.__name__
+
+    def __call__(self, *tensors: Tensor, **numbers: float) -> tuple[Tensor, ...]:
+        """Torch reference: return the new values of ``written``; change no argument."""
+        out = self.function(*tensors, **numbers)
+        return out if isinstance(out, tuple) else (out,)
+
+    def scalars(self, numbers: Mapping[str, float]) -> list[float]:
+        """Values of the hoisted expressions in double precision, in the order of ``hoisted``."""
+        scope = {name: float(numbers[name]) for name in self.numbers}
+        for name, code in self._prelude:
+            scope[name] = eval(code, {"xp": _xp_torch}, scope)
+        return [scope[name] for name in self.hoisted]
+
+    @cached_property
+    def _prelude(self) -> list[tuple[str, Any]]:
+        return [(name, compile(text, "<rule>", "eval")) for name, text in self.hoisted.items()]
+
+    @cached_property
+    def lines(self) -> list[tuple[str, str]]:
+        """Pairs of an equation (TeX, may be empty) and the source line that computes it."""
+        pairs, equation = [], ""
+        source = textwrap.dedent(inspect.getsource(self.function)).splitlines()
+        start = next(i for i, line in enumerate(source) if line.rstrip().endswith(":")) + 1
+        for line in map(str.strip, source[start:]):
+            if line.startswith("#"):
+                equation = f"{equation} {line[1:].strip()}".strip()
+            elif line and not line.startswith("return"):
+                pairs.append((equation, line))
+                equation = ""
+        return pairs
+
+    def _repr_markdown_(self) -> str:
+        """Show each equation beside its line in a notebook."""
+        signature = f"{', '.join(self.tensors)}; {', '.join(self.numbers)}"
+        rows = [f"| ${tex}$ | `{code}` |" for tex, code in self.lines]
+        head = f"| equation | `{self.__name__}({signature})` |"
+        return "\n".join([head, "|:--|:--|", *rows])
+
+
+_OWN = {"pointers", "table", "scalars", "which", "sizes", "tensor", "start", "T", "grad_scale"}
+"""Names of a kernel's own arguments."""
+
+
+def rule(function: Callable[..., Any]) -> Rule:
+    """Parse a function of scalars into a :class:`Rule`.
+
+    Raises:
+        ValueError: If the function is not plain arithmetic: one assignment a line, ``xp.name``
+            for maths, no loops, branches or powers, and a return of tensor names.
+    """
+    definition = ast.parse(textwrap.dedent(inspect.getsource(function))).body[0]
+    assert isinstance(definition, ast.FunctionDef)
+    tensors = tuple(a.arg for a in definition.args.args)
+    numbers = tuple(a.arg for a in definition.args.kwonlyargs)
+    if reserved := [
+        name for name in (*tensors, *numbers) if name.strip("_") != name or name in _OWN
+    ]:
+        raise ValueError(f"a rule cannot use the name {reserved[0]}: kernels use it")
+    hoister = _Hoister(function.__name__, set(numbers))
+    *statements, last = _skip_docstring(definition.body)
+    body = [ast.unparse(kept) for s in statements if (kept := hoister.assign(s)) is not None]
+    parsed = Rule(
+        function, tensors, numbers, _returned(last, tensors), tuple(body), hoister.hoisted
+    )
+    RULES[function.__name__] = parsed
+    return parsed
+
+
+def _skip_docstring(body: list[ast.stmt]) -> list[ast.stmt]:
+    first = body[0]
+    return (
+        body[1:] if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant) else body
+    )
+
+
+def _returned(last: ast.stmt, tensors: tuple[str, ...]) -> tuple[str, ...]:
+    value = last.value if isinstance(last, ast.Return) else None
+    items = value.elts if isinstance(value, ast.Tuple) else [value]
+    names = tuple(item.id for item in items if isinstance(item, ast.Name))
+    if not names or len(names) != len(items) or not set(names) <= set(tensors):
+        raise ValueError("a rule ends by returning names of its tensors: return p, m, v")
+    return names
+
+
+class _Hoister(ast.NodeTransformer):
+    """Replace every largest expression in numbers alone by a name, and remember it."""
+
+    _operators = (ast.Add, ast.Sub, ast.Mult, ast.Div)
+
+    def __init__(self, rule_name: str, numbers: set[str]) -> None:
+        self.rule_name = rule_name
+        self.numbers = numbers
+        self.hoisted: dict[str, str] = {}
+
+    def assign(self, statement: ast.stmt) -> ast.stmt | None:
+        """Transform ``name = expression``; None if all of it was hoisted."""
+        if not (
+            isinstance(statement, ast.Assign)
+            and len(statement.targets) == 1
+            and isinstance(statement.targets[0], ast.Name)
+        ):
+            raise self._error(statement, "has a statement other than `name = expression`")
+        if self._is_number(statement.value):
+            name = statement.targets[0].id
+            self.hoisted[name] = ast.unparse(statement.value)
+            self.numbers.add(name)
+            return None
+        statement.value = self.visit(statement.value)
+        return statement
+
+    def visit(self, node: ast.AST) -> Any:
+        if isinstance(node, ast.expr) and self._is_number(node):
+            text = ast.unparse(node)
+            known = {expression: name for name, expression in self.hoisted.items()}
+            if isinstance(node, ast.Name):
+                name = node.id
+                self.hoisted.setdefault(name, name)
+            else:
+                name = known.get(text, f"_k{len(self.hoisted)}")
+                self.hoisted[name] = text
+            return ast.Name(name, ast.Load())
+        if isinstance(node, ast.BinOp) and not isinstance(node.op, self._operators):
+            raise self._error(node, "uses an operator other than + - * / (write g * g)")
+        if isinstance(node, ast.Call):
+            if not _is_xp(node.func) or node.keywords:
+                raise self._error(node, "calls something other than xp.name(values)")
+            node.args = [self.visit(argument) for argument in node.args]
+            return node
+        if not isinstance(
+            node,
+            ast.BinOp
+            | ast.UnaryOp
+            | ast.Compare
+            | ast.Name
+            | ast.operator
+            | ast.unaryop
+            | ast.cmpop
+            | ast.expr_context,
+        ):
+            raise self._error(node, "is more than arithmetic")
+        return self.generic_visit(node)
+
+    def _is_number(self, node: ast.AST) -> bool:
+        if isinstance(node, ast.Constant):
+            return isinstance(node.value, int | float)
+        if isinstance(node, ast.Name):
+            return node.id in self.numbers
+        if isinstance(node, ast.UnaryOp):
+            return self._is_number(node.operand)
+        if isinstance(node, ast.BinOp):
+            return self._is_number(node.left) and self._is_number(node.right)
+        if isinstance(node, ast.Call):
+            return _is_xp(node.func) and all(map(self._is_number, node.args))
+        return False
+
+    def _error(self, node: ast.AST, what: str) -> ValueError:
+        return ValueError(f"rule {self.rule_name} {what}: {ast.unparse(node)}")
+
+
+def _is_xp(node: ast.expr) -> bool:
+    return (
+        isinstance(node, ast.Attribute)
+        and isinstance(node.value, ast.Name)
+        and node.value.id == "xp"
+    )

@@ -1,0 +1,12 @@
+"""Optimizers: answers of an oracle and state, to an update of the parameters."""
+
+from steepest.optim._adam import Adam as Adam
+from steepest.optim._adam import AdaMax as AdaMax
+from steepest.optim._adam_atan2 import AdamAtan2 as AdamAtan2
+from steepest.optim._adamw import SGDW as SGDW
+from steepest.optim._adamw import AdamW as AdamW
+from steepest.optim._base import Elementwise as Elementwise
+from steepest.optim._factory import create as create
+from steepest.optim._factory import find as find
+from steepest.optim._factory import list as list
+from steepest.optim._opt_amsgrad import OptAMSGrad as OptAMSGrad

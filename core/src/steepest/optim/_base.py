@@ -1,0 +1,284 @@
+"""The base of the optimizers whose update is an elementwise rule.
+
+It owns what every method shares, once: parameter groups, closures, checks, dtypes, complex
+parameters, checkpoints and the launch. A method adds its rule and the rule's numbers.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+from torch import Tensor
+
+from steepest.kernels import Rule, apply
+from steepest.kernels._apply import check_backend, compute_dtype
+from steepest.optim._checks import CHECKS, check_hyperparameters
+
+Params = Iterable[Tensor] | Iterable[dict[str, Any]] | Iterable[tuple[str, Tensor]]
+Closure = Callable[[], Any]
+Group = dict[str, Any]
+
+
+class Slot(NamedTuple):
+    """A tensor of state: its key in ``state_dict`` and its value before the first step."""
+
+    key: str
+    start: str = "zero"
+    """``zero``, or ``parameter`` for a copy of the parameter."""
+
+
+class _Work(NamedTuple):
+    """One group's update, checked and ready to run."""
+
+    rule: Rule
+    group: Group
+    params: list[Tensor]
+    grads: list[Tensor]
+
+
+class Elementwise(torch.optim.Optimizer, ABC):
+    """Abstract optimizer that applies an update rule to every parameter with a gradient.
+
+    A subclass names its state in ``slots`` and implements :meth:`rule` and :meth:`numbers`.
+    Everything is checked before anything moves: a step that raises leaves all parameters and
+    all state as they were.
+
+    - *State* is float32 (float64 for float64 parameters), whatever the parameter's precision.
+    - *Steps* are counted per parameter, so one that joins late gets its own bias correction.
+    - *Gradients* are read, never written; a parameter without one is skipped.
+    - *Complex* parameters are updated as pairs of real numbers.
+    - *Non-finite gradients* propagate into parameters, as in ``torch.optim``: to look for them
+      costs a pass over the gradients, and a wait for the device. ``nonfinite="raise"`` looks,
+      and raises before anything moves; ``nonfinite="skip"`` looks, and leaves out that step.
+    - *Learning rates* may be numbers or tensors, and may change between steps at no cost.
+    - Under ``torch.compile`` a step runs as it is: it already is one fused kernel.
+
+    Args:
+        params: Parameters, named parameters, or groups, as for ``torch.optim``.
+        defaults: Hyper-parameters of the groups.
+        backend: ``auto``, ``torch``, ``cpu`` (numba) or ``triton``.
+        nonfinite: ``propagate``, ``raise`` or ``skip``.
+
+    Raises:
+        ValueError: If there is no parameter or a hyper-parameter is out of its range.
+        RuntimeError: If a forced backend is missing; the message names the extra to install.
+    """
+
+    slots: ClassVar[Mapping[str, Slot]]
+    """Name of a state tensor in the rule -> where it is kept."""
+
+    extra_keys: ClassVar[frozenset[str]] = frozenset()
+    """Keys of state that :meth:`inputs` keeps beside the slots."""
+
+    def __init__(
+        self,
+        params: Params,
+        defaults: dict[str, Any],
+        *,
+        backend: str = "auto",
+        nonfinite: str = "propagate",
+    ) -> None:
+        check_backend(backend)
+        if nonfinite not in ("propagate", "raise", "skip"):
+            raise ValueError(f"nonfinite={nonfinite!r}: choose propagate, raise or skip")
+        given: Any = list(params)
+        if not given:
+            raise ValueError(f"{type(self).__name__} got no parameters: pass model.parameters()")
+        self.backend = backend
+        self.nonfinite = nonfinite
+        self._seen: dict[Tensor, tuple[torch.Size, torch.dtype]] = {}
+        super().__init__(given, defaults)
+
+    @abstractmethod
+    def rule(self, group: Group) -> Rule:
+        """Rule of a group."""
+
+    @abstractmethod
+    def numbers(self, group: Group, step: int) -> dict[str, float]:
+        """Values of the rule's numbers at a step (1 at the first)."""
+
+    def inputs(
+        self, group: Group, grads: list[Tensor], states: list[dict[str, Any]]
+    ) -> dict[str, list[Tensor]]:
+        """Tensors that the rule reads beside parameter, gradient and slots; none by default."""
+        return {}
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a group, as ``torch.optim``; a bad one changes nothing."""
+        check_hyperparameters(type(self).__name__, {**self.defaults, **param_group})
+        super().add_param_group(param_group)
+        # Schedules move lr; some rules need the value that it started from.
+        group = self.param_groups[-1]
+        group.setdefault("base_lr", float(group["lr"]))
+
+    def step(self, closure: Closure | None = None) -> Any:
+        """Make one update.
+
+        Args:
+            closure: Optional; clears gradients, computes the loss, calls ``backward`` and
+                returns the loss.
+
+        Returns:
+            What the closure returned, or None.
+
+        Raises:
+            RuntimeError: If a gradient or a parameter cannot be used. Nothing has changed then.
+        """
+        with torch.enable_grad():
+            loss = None if closure is None else closure()
+        with torch.no_grad():
+            work = [self._prepare(group) for group in self.param_groups]
+            if self.nonfinite == "propagate" or self._all_finite(work):
+                for item in work:
+                    self._run(item)
+        return loss
+
+    def _prepare(self, group: Group) -> _Work:
+        """Check a group; change nothing."""
+        check_hyperparameters(type(self).__name__, group)
+        params = [p for p in group["params"] if p.grad is not None]
+        grads: list[Tensor] = [p.grad for p in params]
+        for p, g in zip(params, grads, strict=True):
+            if g.layout != torch.strided:
+                raise self._error(
+                    p, "has a sparse gradient: use sparse=False or torch.optim.SparseAdam"
+                )
+            if g.shape != p.shape:
+                raise self._error(p, f"has a gradient of shape {tuple(g.shape)}")
+            if self._seen.get(p, (p.shape, p.dtype)) != (p.shape, p.dtype):
+                shape, dtype = self._seen[p]
+                raise self._error(p, f"had shape {tuple(shape)} and {dtype} before: {_REMEDY}")
+        return _Work(self.rule(group), group, params, grads)
+
+    def _all_finite(self, work: list[_Work]) -> bool:
+        for item in work:
+            for p, g in zip(item.params, item.grads, strict=True):
+                if not torch.isfinite(g).all():
+                    if self.nonfinite == "skip":
+                        return False
+                    raise self._error(p, "has a gradient with NaN or infinity")
+        return True
+
+    def _run(self, work: _Work) -> None:
+        if not work.params:
+            return
+        group, rule = work.group, work.rule
+        params, grads = [_real(p) for p in work.params], [_real(g) for g in work.grads]
+        states = [self.state[p] for p in work.params]
+        for owner, p, state in zip(work.params, params, states, strict=True):
+            self._seen[owner] = (owner.shape, owner.dtype)
+            self._fill(rule, p, state)
+            state["step"] += 1
+        columns = {"p": params, "g": grads, **self.inputs(group, grads, states)}
+        for name in rule.tensors:
+            if name not in columns:
+                key = self.slots[name].key
+                columns[name] = [state[key] for state in states]
+        steps = [state["step"] for state in states]
+        distinct = sorted(set(steps))
+        apply(
+            rule,
+            [columns[name] for name in rule.tensors],
+            [self.numbers(group, step) for step in distinct],
+            [distinct.index(step) for step in steps] if len(distinct) > 1 else None,
+            grad_scale=-1.0 if group["maximize"] else 1.0,
+            backend=self.backend,
+        )
+
+    def _fill(self, rule: Rule, p: Tensor, state: dict[str, Any]) -> None:
+        """Make the state that the rule needs and that is not there yet."""
+        state.setdefault("step", 0)
+        for name in rule.tensors:
+            slot = self.slots.get(name)
+            if slot is not None and slot.key not in state:
+                made = torch.zeros_like if slot.start == "zero" else torch.clone
+                state[slot.key] = made(p.to(compute_dtype(p.dtype)))
+
+    @property
+    def _keys(self) -> set[str]:
+        return {slot.key for slot in self.slots.values()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Load a checkpoint of the same optimizer; one that does not fit changes nothing.
+
+        Checkpoints of ``torch.optim`` optimizers with the same state load too.
+
+        Raises:
+            ValueError: If it belongs to another optimizer or to other parameters.
+        """
+        self._check_state_dict(state_dict)
+        own = [{**group} for group in self.param_groups]
+        super().load_state_dict(state_dict)
+        for group, before in zip(self.param_groups, own, strict=True):
+            for name, value in before.items():
+                group.setdefault(name, value)
+        # torch casts state to the parameter's dtype and may share memory with the source.
+        ids = [i for group in state_dict["param_groups"] for i in group["params"]]
+        params = [p for group in self.param_groups for p in group["params"]]
+        for i, p in zip(ids, params, strict=True):
+            for key, value in state_dict["state"].get(i, {}).items():
+                if key == "step":
+                    self.state[p][key] = int(value)
+                elif isinstance(value, Tensor):
+                    value = _real(value) if p.is_complex() and value.is_complex() else value
+                    self.state[p][key] = value.detach().to(
+                        device=p.device, dtype=compute_dtype(_real(p).dtype), copy=True
+                    )
+
+    def _check_state_dict(self, state_dict: dict[str, Any]) -> None:
+        name = type(self).__name__
+        groups, state = state_dict["param_groups"], state_dict["state"]
+        if [len(g["params"]) for g in groups] != [len(g["params"]) for g in self.param_groups]:
+            raise ValueError(f"{name}: the state_dict has other parameter groups than this one")
+        for saved, own in zip(groups, self.param_groups, strict=True):
+            if lacking := set(self.defaults) & set(CHECKS) - set(saved):
+                raise ValueError(
+                    f"{name}: the state_dict is of another optimizer: its groups have no "
+                    f"{', '.join(sorted(lacking))}"
+                )
+            known = self._keys | {"step"} | self.extra_keys
+            needed = {
+                self.slots[n].key for n in self.rule({**own, **saved}).tensors if n in self.slots
+            }
+            for i, p in zip(saved["params"], own["params"], strict=True):
+                entry = state.get(i, {})
+                if entry and (set(entry) - known or needed - set(entry)):
+                    raise ValueError(
+                        f"{name}: the state_dict is of another optimizer: it has state "
+                        f"{sorted(entry)}, not {sorted(needed | {'step'})}"
+                    )
+                for key in needed & set(entry):
+                    if entry[key].shape not in (p.shape, _real(p).shape):
+                        raise ValueError(
+                            f"{name}: {key} of parameter {i} has shape {tuple(entry[key].shape)}"
+                            f", the parameter {tuple(p.shape)}: load it into the same model"
+                        )
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "backend": self.backend, "nonfinite": self.nonfinite}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._seen = {}
+
+    def _error(self, p: Tensor, what: str) -> RuntimeError:
+        places = (
+            f"parameter {j} of group {i}"
+            for i, group in enumerate(self.param_groups)
+            for j, q in enumerate(group["params"])
+            if q is p
+        )
+        return RuntimeError(
+            f"{type(self).__name__}: {next(places)}, shape {tuple(p.shape)} and {p.dtype}, {what}"
+        )
+
+
+_REMEDY = "make a new optimizer, or put the parameter back as it was"
+
+
+def _real(t: Tensor) -> Tensor:
+    """A complex tensor as pairs of real numbers; a real one as it is."""
+    return torch.view_as_real(t) if t.is_complex() else t

@@ -1,0 +1,87 @@
+"""Optimizers by name."""
+
+from __future__ import annotations
+
+import builtins
+import difflib
+from typing import Any
+
+import torch
+
+from steepest._registry import Method, methods
+from steepest.optim._base import Params
+
+
+def _optimizers() -> dict[str, Method]:
+    return {m.name: m for m in methods("optim") if isinstance(m.symbol, type)}
+
+
+def find(name: str) -> type[torch.optim.Optimizer]:
+    """Optimizer class of a name; case, ``-`` and ``_`` do not matter.
+
+    Raises:
+        ValueError: If there is none; the message suggests the nearest names.
+
+    Example:
+        >>> find("adam-atan2").__name__
+        'AdamAtan2'
+    """
+
+    def plain(text: str) -> str:
+        return text.lower().replace("-", "").replace("_", "")
+
+    known = {plain(key): m.symbol for key, m in _optimizers().items()}
+    if plain(name) in known:
+        return known[plain(name)]  # type: ignore[return-value]
+    near = difflib.get_close_matches(plain(name), known, n=3, cutoff=0.5)
+    names = ", ".join(known[key].__name__ for key in near) or ", ".join(sorted(_optimizers()))
+    raise ValueError(f"there is no optimizer {name!r}: did you mean {names}?")
+
+
+def create(name: str, params: Params, **hyper: Any) -> torch.optim.Optimizer:
+    """Make an optimizer by name.
+
+    Args:
+        name: Its name, as for :func:`find`.
+        params: Parameters or groups.
+        **hyper: Its hyper-parameters.
+
+    Raises:
+        ValueError: If there is no such optimizer, or a hyper-parameter is out of its range.
+        TypeError: If it has no such hyper-parameter.
+
+    Example:
+        >>> import torch
+        >>> create("adamw", [torch.nn.Parameter(torch.zeros(2))], lr=3e-4).defaults["lr"]
+        0.0003
+    """
+    return find(name)(params, **hyper)
+
+
+def list(
+    *,
+    oracle: str | None = None,
+    max_state_bytes: float | None = None,
+    max_backward: int | None = None,
+    claims: set[str] | frozenset[str] = frozenset(),
+) -> builtins.list[str]:
+    """Names of the optimizers that fit.
+
+    Args:
+        oracle: The oracle that a step queries, e.g. ``gradient``.
+        max_state_bytes: Most bytes of state per float32 parameter.
+        max_backward: Most backward passes per step.
+        claims: Properties that the contract tests have checked, e.g. ``{"scale_invariant"}``.
+
+    Example:
+        >>> list(claims={"scale_invariant"}, max_state_bytes=8)
+        ['AdaMax', 'Adam', 'AdamAtan2', 'AdamW']
+    """
+    return sorted(
+        name
+        for name, m in _optimizers().items()
+        if (oracle is None or m.oracle == oracle)
+        and (max_state_bytes is None or m.state_bytes <= max_state_bytes)
+        and (max_backward is None or m.backward <= max_backward)
+        and claims <= m.claims
+    )

@@ -23,6 +23,7 @@ from nbformat import NotebookNode
 from PIL import Image
 
 CHAPTERS = Path(__file__).resolve().parents[1] / "chapters"
+FIGURES = Path(__file__).resolve().parent / "figures"
 
 # The same on every machine: no versions, no paths, no times.
 METADATA = {
@@ -103,7 +104,10 @@ def refresh(source: Path) -> None:
     for cell in notebook.cells:
         for output in cell.get("outputs", []):
             if "image/png" in output.get("data", {}):
-                output.data["image/png"] = shrink(output.data["image/png"])
+                png = output.data["image/png"] = shrink(output.data["image/png"])
+                for tag in cell.metadata.get("tags", []):
+                    if tag.startswith("figure-"):  # also shown elsewhere, by the README say
+                        (FIGURES / f"{tag[7:]}.png").write_bytes(base64.b64decode(png))
     notebook.metadata = nbformat.from_dict(METADATA)  # the kernel has added its version
     nbformat.write(notebook, source.with_suffix(".ipynb"))
 

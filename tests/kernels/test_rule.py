@@ -9,7 +9,7 @@ import torch
 import steepest.optim  # noqa: F401  (its rules register)
 from steepest.kernels import RULES, Rule, _numba, _triton, apply, available_backends, rule, xp
 
-SHAPES = [(1,), (3, 5), (0,), (2, 0, 4), (1023,), (1024,), (1025,), (7, 11, 13), (40_000,)]
+SHAPES = [(1,), (3, 5), (0,), (2, 0, 4), (1023,), (1024,), (1025,), (7, 11, 13), (20_000,)]
 FUSED = ["cpu", "triton"]
 
 

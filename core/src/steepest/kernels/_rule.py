@@ -25,7 +25,7 @@ import ast
 import inspect
 import textwrap
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -37,7 +37,7 @@ RULES: dict[str, Rule] = {}
 """Every rule by name, for the tests that run all of them on all backends."""
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Rule:
     """A parsed update rule. Make one with the decorator :func:`rule`."""
 
@@ -50,7 +50,7 @@ class Rule:
     """Names of the tensors that the rule updates."""
     body: tuple[str, ...]
     """Elementwise statements after hoisting, as source text."""
-    hoisted: dict[str, str] = field(repr=False)
+    hoisted: dict[str, str]
     """Name used in ``body`` -> expression in the numbers alone, in order of evaluation."""
 
     @property
@@ -87,11 +87,13 @@ class Rule:
                 equation = ""
         return pairs
 
+    def __repr__(self) -> str:
+        return f"{self.__name__}({', '.join(self.tensors)}; {', '.join(self.numbers)})"
+
     def _repr_markdown_(self) -> str:
         """Show each equation beside its line in a notebook."""
-        signature = f"{', '.join(self.tensors)}; {', '.join(self.numbers)}"
         rows = [f"| ${tex}$ | `{code}` |" for tex, code in self.lines]
-        head = f"| equation | `{self.__name__}({signature})` |"
+        head = f"| equation | `{self!r}` |"
         return "\n".join([head, "|:--|:--|", *rows])
 
 

@@ -36,7 +36,9 @@ from steepest.lightning import Classifier, DigitsData
 from steepest.objectives import ravine
 from steepest.optim import Adam, AdamAtan2, AdaMax, AdamW, OptAMSGrad
 
-plt.rcParams.update({"figure.dpi": 90, "figure.constrained_layout.use": True, "font.size": 9})
+plt.rcParams.update(
+    {"figure.dpi": 90, "figure.constrained_layout.use": True, "font.size": 9}
+)
 COLORS = {
     "SGD": "#777777",
     "Adam": "#0072B2",
@@ -100,12 +102,16 @@ RULES["adam"]
 # %% [markdown]
 # **See it work.** The same ravine twice: along the axes, and turned by 45 degrees with its starting point.
 
-# %% tags=["figure-ravine"]
+# %% tags=["figure-ravine", "hide-input"]
 turn = math.pi / 4
 rotation = torch.tensor(
-    [[math.cos(turn), -math.sin(turn)], [math.sin(turn), math.cos(turn)]], dtype=torch.float64
+    [[math.cos(turn), -math.sin(turn)], [math.sin(turn), math.cos(turn)]],
+    dtype=torch.float64,
 )
-methods = {"SGD": lambda ps: torch.optim.SGD(ps, lr=0.019), "Adam": lambda ps: Adam(ps, lr=0.3)}
+methods = {
+    "SGD": lambda ps: torch.optim.SGD(ps, lr=0.019),
+    "Adam": lambda ps: Adam(ps, lr=0.3),
+}
 axis = torch.linspace(-10, 10, 201, dtype=torch.float64)
 plane = torch.stack(torch.meshgrid(axis, axis, indexing="xy"), -1)
 fig, axes = plt.subplots(1, 2, figsize=(7.6, 3.9))
@@ -127,7 +133,9 @@ for ax, angle, title in zip(
     for name, make in methods.items():
         path = descend(make, loss, start.tolist(), 60)
         left[name, title] = path[-1].norm().item()
-        ax.plot(*path.T, ".-", ms=3, lw=1, color=COLORS[name], label=f"{name}, 60 steps")
+        ax.plot(
+            *path.T, ".-", ms=3, lw=1, color=COLORS[name], label=f"{name}, 60 steps"
+        )
     ax.plot(0, 0, "k*", ms=9)
     ax.set(title=title, xlabel=r"$\theta_1$", ylabel=r"$\theta_2$", aspect="equal")
 axes[0].legend(loc="lower right")
@@ -136,7 +144,8 @@ plt.show()
 # %%
 # NBVAL_CHECK_OUTPUT
 straight, turned = (
-    left["Adam", title] for title in ("a ravine along the axes", "the same, turned by 45°")
+    left["Adam", title]
+    for title in ("a ravine along the axes", "the same, turned by 45°")
 )
 sgd = left["SGD", "a ravine along the axes"]
 print(
@@ -186,12 +195,17 @@ RULES["adamax"]
 spiky = torch.ones(400, 1, dtype=torch.float64)
 spiky[100] = 100.0
 speeds = {
-    name: feed(make, spiky, torch.zeros(1, dtype=torch.float64)).diff(dim=0)[:, 0].abs() / 0.01
+    name: feed(make, spiky, torch.zeros(1, dtype=torch.float64))
+    .diff(dim=0)[:, 0]
+    .abs()
+    / 0.01
     for name, make in {
         "Adam": lambda ps: Adam(ps, lr=0.01, betas=(0.9, 0.99)),
         "AdaMax": lambda ps: AdaMax(ps, lr=0.01, betas=(0.9, 0.99)),
     }.items()
 }
+
+# %% tags=["hide-input"]
 fig, ax = plt.subplots(figsize=(6, 2.4))
 for name, speed in speeds.items():
     ax.plot(speed, color=COLORS[name], label=name)
@@ -203,11 +217,14 @@ ax.set(
 )
 ax.legend()
 plt.show()
-later = {name: speed[160].item() for name, speed in speeds.items()}
 
 # %%
 # NBVAL_CHECK_OUTPUT
-print("speed 60 steps after the spike:", {name: round(speed, 2) for name, speed in later.items()})
+later = {name: speed[160].item() for name, speed in speeds.items()}
+print(
+    "speed 60 steps after the spike:",
+    {name: round(speed, 2) for name, speed in later.items()},
+)
 assert later["AdaMax"] < 0.25 * later["Adam"] < 0.25 * 0.25
 
 # %% [markdown]
@@ -232,9 +249,15 @@ noise = torch.tensor([10.0, 0.1], dtype=torch.float64)
 stream = noise * torch.randn(steps, copies, 2, generator=rng, dtype=torch.float64)
 ones = torch.ones(copies, 2, dtype=torch.float64)
 shrinking = {
-    "Adam + L2": feed(lambda ps: Adam(ps, lr=lr, weight_decay=0.05), stream, ones).mean(1),
-    "AdamW": feed(lambda ps: AdamW(ps, lr=lr, weight_decay=1.0), stream, ones).mean(1),
+    "Adam + L2": feed(
+        lambda ps: Adam(ps, lr=lr, weight_decay=0.05), stream, ones
+    ).mean(1),
+    "AdamW": feed(lambda ps: AdamW(ps, lr=lr, weight_decay=1.0), stream, ones).mean(
+        1
+    ),
 }
+
+# %% tags=["hide-input"]
 fig, axes = plt.subplots(1, 2, figsize=(7.6, 2.6), sharey=True)
 for ax, (name, path) in zip(axes, shrinking.items()):
     ax.plot(path[:, 0], color="#D55E00", label="loud weight (gradient noise 10)")
@@ -243,11 +266,11 @@ for ax, (name, path) in zip(axes, shrinking.items()):
 axes[0].set_ylabel("mean weight")
 axes[0].legend()
 plt.show()
-lost = {name: (1 - path[-1]).tolist() for name, path in shrinking.items()}
-ratio = {name: quiet / loud for name, (loud, quiet) in lost.items()}
 
 # %%
 # NBVAL_CHECK_OUTPUT
+lost = {name: (1 - path[-1]).tolist() for name, path in shrinking.items()}
+ratio = {name: quiet / loud for name, (loud, quiet) in lost.items()}
 assert ratio["Adam + L2"] > 3 and 0.9 < ratio["AdamW"] < 1.1
 print("the quiet weight decays more than three times as much under Adam + L2: True")
 print("under AdamW the two decay equally, within 10%: True")
@@ -271,7 +294,10 @@ def grid(make, lrs, decays, seed, steps=200, batch=32, hidden=64):
         torch.randn(hidden, 10, generator=rng) / hidden**0.5,
         torch.zeros(1, 10),
     ]
-    nets = [[torch.nn.Parameter(t.clone()) for t in first] for _ in range(len(lrs) * len(decays))]
+    nets = [
+        [torch.nn.Parameter(t.clone()) for t in first]
+        for _ in range(len(lrs) * len(decays))
+    ]
     settings = [(lr, decay) for lr in lrs for decay in decays]
     opt = make(
         [
@@ -289,9 +315,9 @@ def grid(make, lrs, decays, seed, steps=200, batch=32, hidden=64):
         rows = torch.randint(len(targets), (batch,), generator=rng)
         opt.zero_grad()
         out = logits(inputs[rows])
-        F.cross_entropy(out.flatten(0, 1), targets[rows].repeat(len(nets)), reduction="sum").div(
-            batch
-        ).backward()
+        F.cross_entropy(
+            out.flatten(0, 1), targets[rows].repeat(len(nets)), reduction="sum"
+        ).div(batch).backward()
         opt.step()
         schedule.step()
     with torch.no_grad():
@@ -305,11 +331,13 @@ decays = {
     "AdamW": [10 ** (-2 + k / 2) for k in range(6)],
 }
 accuracy = {
-    name: torch.stack([grid(make, lrs, decays[name], seed) for seed in range(2)]).mean(0)
+    name: torch.stack(
+        [grid(make, lrs, decays[name], seed) for seed in range(2)]
+    ).mean(0)
     for name, make in {"Adam + L2": Adam, "AdamW": AdamW}.items()
 }
 
-# %%
+# %% tags=["hide-input"]
 fig, axes = plt.subplots(1, 2, figsize=(8, 2.9))
 for ax, (name, table) in zip(axes, accuracy.items()):
     image = ax.imshow(100 * table, cmap="viridis", vmin=75, vmax=91, aspect="auto")
@@ -325,16 +353,20 @@ for ax, (name, table) in zip(axes, accuracy.items()):
                 fontsize=8,
             )
         ax.plot(row.argmax(), i, "o", ms=17, mfc="none", mec="#ff5555", mew=1.8)
-    ax.set_xticks(range(6), [f"{d:.0e}".replace("e-0", "e-") for d in decays[name]], fontsize=7)
+    ax.set_xticks(
+        range(6),
+        [f"{d:.0e}".replace("e-0", "e-") for d in decays[name]],
+        fontsize=7,
+    )
     ax.set_yticks(range(4), [f"{lr:.3f}" for lr in lrs])
     ax.set(title=name, xlabel=r"weight decay $\lambda$", ylabel="learning rate")
 fig.colorbar(image, ax=axes, label="validation accuracy, %")
 plt.show()
-best = {name: table.max().item() for name, table in accuracy.items()}
-weakest, strongest = (accuracy["AdamW"][2:, k].mean().item() for k in (0, 3))
 
 # %%
 # NBVAL_CHECK_OUTPUT
+best = {name: table.max().item() for name, table in accuracy.items()}
+weakest, strongest = (accuracy["AdamW"][2:, k].mean().item() for k in (0, 3))
 assert abs(best["Adam + L2"] - best["AdamW"]) < 0.02
 assert strongest - weakest > 0.02
 print("best accuracies within two points of each other: True")
@@ -363,7 +395,9 @@ RULES["adam_atan2"]
 def scaled_accuracy(make, scale):
     """Accuracy on the training digits after 60 steps on a rescaled loss."""
     torch.manual_seed(0)
-    net = torch.nn.Sequential(torch.nn.Linear(64, 32), torch.nn.ReLU(), torch.nn.Linear(32, 10))
+    net = torch.nn.Sequential(
+        torch.nn.Linear(64, 32), torch.nn.ReLU(), torch.nn.Linear(32, 10)
+    )
     opt = make(net.parameters())
     for _ in range(60):
         opt.zero_grad()
@@ -375,18 +409,26 @@ def scaled_accuracy(make, scale):
 scales = [10.0**k for k in range(0, -17, -2)]
 starved = {
     "Adam": [scaled_accuracy(lambda ps: Adam(ps, lr=0.01), s) for s in scales],
-    "Adam-atan2": [scaled_accuracy(lambda ps: AdamAtan2(ps, lr=0.01), s) for s in scales],
+    "Adam-atan2": [
+        scaled_accuracy(lambda ps: AdamAtan2(ps, lr=0.01), s) for s in scales
+    ],
 }
+
+# %% tags=["hide-input"]
 ratios = torch.linspace(-4, 4, 200)
 fig, axes = plt.subplots(1, 2, figsize=(8, 2.7))
-axes[0].plot(ratios, ratios, "--", color=COLORS["Adam"], label=r"$\hat m/\sqrt{\hat v}$")
+axes[0].plot(
+    ratios, ratios, "--", color=COLORS["Adam"], label=r"$\hat m/\sqrt{\hat v}$"
+)
 axes[0].plot(
     ratios,
     torch.atan(ratios),
     color=COLORS["Adam-atan2"],
     label=r"$\mathrm{atan2}(\hat m, \sqrt{\hat v})$",
 )
-axes[0].set(xlabel=r"ratio $\hat m/\sqrt{\hat v}$", ylabel="step / lr", ylim=(-3, 3))
+axes[0].set(
+    xlabel=r"ratio $\hat m/\sqrt{\hat v}$", ylabel="step / lr", ylim=(-3, 3)
+)
 axes[0].legend()
 for name, values in starved.items():
     axes[1].semilogx(scales, values, "o-", ms=4, color=COLORS[name], label=name)
@@ -401,7 +443,9 @@ plt.show()
 spread = max(starved["Adam-atan2"]) - min(starved["Adam-atan2"])
 assert starved["Adam"][0] > 0.7 and starved["Adam"][-1] < 0.3
 assert min(starved["Adam-atan2"]) > 0.7 and spread < 0.02
-print("Adam learns at scale 1 and not at 1e-16; Adam-atan2 learns the same at every scale: True")
+print(
+    "Adam learns at scale 1 and not at 1e-16; Adam-atan2 learns the same at every scale: True"
+)
 
 # %% [markdown]
 # **When to use it.** When gradients may be tiny: very wide models, low-precision training, losses that you rescale. A first step is $\tfrac{\pi}{4}\eta$ instead of $\eta$; `a=4/math.pi` makes them equal if you want to keep a tuned learning rate. **When not:** if a coordinate's gradient is nothing but rounding noise, Adam's $\epsilon$ keeps it still, and Adam-atan2 walks it at full speed. (The same paper also gives learning-rate exponents for each layer by width. They are a choice of parameter groups, not a part of the optimizer.)
@@ -438,17 +482,26 @@ def losses(make, sigma, steps=500):
 rivals = {"AMSGrad": partial(Adam, amsgrad=True), "OptAMSGrad": OptAMSGrad}
 colors = {"AMSGrad": COLORS["Adam"], "OptAMSGrad": COLORS["OptAMSGrad"]}
 rates = [1e-3, 3e-3, 1e-2, 3e-2, 1e-1]
-traces = {name: losses(partial(make, lr=3e-3), 0.0) for name, make in rivals.items()}
-noisy = {
-    name: [losses(partial(make, lr=lr), 0.1)[-1] for lr in rates] for name, make in rivals.items()
+traces = {
+    name: losses(partial(make, lr=3e-3), 0.0) for name, make in rivals.items()
 }
+noisy = {
+    name: [losses(partial(make, lr=lr), 0.1)[-1] for lr in rates]
+    for name, make in rivals.items()
+}
+
+# %% tags=["hide-input"]
 fig, axes = plt.subplots(1, 2, figsize=(8, 2.7))
 for name, color in colors.items():
     axes[0].semilogy(traces[name], color=color, label=name)
     axes[1].loglog(rates, noisy[name], "o-", ms=4, color=color, label=name)
 axes[0].set(xlabel="step", ylabel="loss", title="predictable gradients, lr = 0.003")
 axes[0].legend()
-axes[1].set(xlabel="learning rate", ylabel="loss after 500 steps", title="gradient noise 0.1")
+axes[1].set(
+    xlabel="learning rate",
+    ylabel="loss after 500 steps",
+    title="gradient noise 0.1",
+)
 plt.show()
 
 # %%
@@ -457,7 +510,9 @@ assert traces["OptAMSGrad"][-1] < 0.1 * traces["AMSGrad"][-1]
 assert noisy["OptAMSGrad"][1] < 0.5 * noisy["AMSGrad"][1]
 assert 0.7 < min(noisy["OptAMSGrad"]) / min(noisy["AMSGrad"]) < 1.4
 print("without noise, OptAMSGrad ends below a tenth of AMSGrad's loss: True")
-print("with noise it is ahead at small learning rates, and level at the best ones: True")
+print(
+    "with noise it is ahead at small learning rates, and level at the best ones: True"
+)
 
 # %% [markdown]
 # The left-hand picture is the paper's claim. The right-hand one is what to know before you rely on it: a scale that measures surprise makes *longer steps at the same learning rate*, and under noise that is most of the gain. Tune the rate of both, and they are level.
@@ -493,7 +548,9 @@ for name, make in {
         enable_model_summary=False,
     )
     trainer.fit(module, DigitsData())
-    results[name] = trainer.test(module, DigitsData(), verbose=False)[0]["test_accuracy"]
+    results[name] = trainer.test(module, DigitsData(), verbose=False)[0][
+        "test_accuracy"
+    ]
     print(f"{name:11s} {100 * results[name]:.1f} % of the test digits")
 
 # %%
@@ -522,9 +579,14 @@ print("every one of the five reaches 93 % in ten epochs: True")
 # NBVAL_CHECK_OUTPUT
 # A long silence lets both moments fade; then one gradient arrives.
 silence = torch.zeros(5001, 1, dtype=torch.float64)
-silence[0], silence[-1] = 1e-30, 1.0  # the first gradient only keeps v away from 0/0
+silence[0], silence[-1] = (
+    1e-30,
+    1.0,
+)  # the first gradient only keeps v away from 0/0
 jump = feed(
-    lambda ps: Adam(ps, lr=1.0, eps=0.0), silence, torch.zeros(1, dtype=torch.float64)
+    lambda ps: Adam(ps, lr=1.0, eps=0.0),
+    silence,
+    torch.zeros(1, dtype=torch.float64),
 ).diff(dim=0)[-1]
 assert abs(jump.item()) > 3.1
 print(f"{abs(jump.item()):.2f} lr; the bound is {0.1 / math.sqrt(0.001):.2f} lr")
@@ -535,9 +597,13 @@ print(f"{abs(jump.item()):.2f} lr; the bound is {0.1 / math.sqrt(0.001):.2f} lr"
 # %% tags=["hide-cell"]
 # NBVAL_CHECK_OUTPUT
 eps, small = 1e12, 0.1
-huge = feed(lambda ps: Adam(ps, lr=eps * small, eps=eps), gradients, origin).diff(dim=0)
+huge = feed(lambda ps: Adam(ps, lr=eps * small, eps=eps), gradients, origin).diff(
+    dim=0
+)
 sgd = feed(
-    lambda ps: torch.optim.SGD(ps, lr=small, momentum=0.9, dampening=0.9), gradients, origin
+    lambda ps: torch.optim.SGD(ps, lr=small, momentum=0.9, dampening=0.9),
+    gradients,
+    origin,
 ).diff(dim=0)
 late = slice(
     150, None

@@ -139,14 +139,14 @@ def _find_chapter(names: list[str], root: Path) -> str | None:
     return None
 
 
-def _find_tests(names: list[str], root: Path) -> list[str]:
-    """Test files that name a symbol of the method; contract suites name none."""
+def _find_tests(names: list[str], rooms: set[str], root: Path) -> list[str]:
+    """Test files of the method's rooms that name one of its symbols."""
     word = re.compile(rf"\b({'|'.join(map(re.escape, names))})\b")
     tests = root / "tests"
     return [
         path.relative_to(root).as_posix()
         for path in sorted(tests.rglob("test_*.py"))
-        if path.relative_to(tests).parts[0] in KINDS and word.search(path.read_text("utf-8"))
+        if path.relative_to(tests).parts[0] in rooms and word.search(path.read_text("utf-8"))
     ]
 
 
@@ -178,7 +178,7 @@ def records(root: Path | None = None) -> list[dict[str, Any]]:
                 "state_bytes": first.state_bytes,
                 "claims": sorted(set().union(*(part.claims for part in parts))),
                 "chapter": _find_chapter(names, root) if root else None,
-                "tests": _find_tests(names, root) if root else [],
+                "tests": _find_tests(names, {part.room for part in parts}, root) if root else [],
             }
         )
     return sorted(rows, key=lambda row: row["title"].lower())

@@ -1,0 +1,177 @@
+r"""Random numbers that are a function of (seed, element index), and of nothing else.
+
+Philox 4x32-10 is a counter-based generator: a keyed bijection of 128-bit counters, with no
+state. Element :math:`i` of a parameter vector reads its number off counter :math:`i / 4`, so a
+perturbation can be made again, or by another process, or in another order, from a seed alone.
+
+- Gaussian: the counter's four words make two pairs of uniforms, and by Box and Muller four
+  normals, for elements :math:`4c, \dots, 4c + 3`.
+- Rademacher: bit :math:`i \bmod 128` of counter :math:`i / 128`.
+
+The functions here are the definition; numba overrides the in-place one on a CPU.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from itertools import accumulate
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from steepest.kernels import _numba
+
+KINDS = ("gaussian", "rademacher")
+
+CHUNK = 1 << 16
+"""Elements whose noise the reference holds in memory at a time."""
+
+_LOW = 0xFFFFFFFF
+_MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
+_WEYL = (0x9E3779B9, 0xBB67AE85)
+
+
+def philox(seed: int, counters: Tensor) -> Tensor:
+    """Philox 4x32-10 of 64-bit counters.
+
+    Args:
+        seed: Key, taken modulo 2**64.
+        counters: Counters, int64, shape ``(n,)``.
+
+    Returns:
+        Four words each, int64 in [0, 2**32), shape ``(n, 4)``.
+
+    Example:
+        The generator's published test vector.
+
+        >>> [f"{word:x}" for word in philox(0, torch.zeros(1, dtype=torch.int64))[0].tolist()]
+        ['6627e8d5', 'e169c58d', 'bc57ac4c', '9b00dbd8']
+
+    Reference:
+        Salmon, Moraes, Dror and Shaw, "Parallel random numbers: as easy as 1, 2, 3", SC 2011.
+    """
+    c0, c1 = counters & _LOW, (counters >> 32) & _LOW
+    c2, c3 = torch.zeros_like(c0), torch.zeros_like(c0)
+    k0, k1 = seed & _LOW, (seed >> 32) & _LOW
+    for _ in range(10):
+        low0, high0 = _multiply(c0, _MULTIPLIERS[0])
+        low1, high1 = _multiply(c2, _MULTIPLIERS[1])
+        c0, c1, c2, c3 = high1 ^ c1 ^ k0, low1, high0 ^ c3 ^ k1, low0
+        k0, k1 = (k0 + _WEYL[0]) & _LOW, (k1 + _WEYL[1]) & _LOW
+    return torch.stack([c0, c1, c2, c3], dim=-1)
+
+
+def _multiply(a: Tensor, b: int) -> tuple[Tensor, Tensor]:
+    """Low and high word of a 32 by 32 bit product, without leaving 63 bits."""
+    top, bottom = a * (b >> 16), a * (b & 0xFFFF)
+    carried = top + (bottom >> 16)
+    return ((carried << 16) | (bottom & 0xFFFF)) & _LOW, carried >> 16
+
+
+def noise(
+    seed: int, start: int, count: int, kind: str = "gaussian", device: torch.device | None = None
+) -> Tensor:
+    r"""Numbers of the elements ``start`` to ``start + count``, float32, shape ``(count,)``.
+
+    Args:
+        seed: Key of the stream.
+        start: Global index of the first element.
+        count: Number of elements.
+        kind: ``gaussian`` (mean 0, variance 1) or ``rademacher`` (:math:`\pm 1`).
+        device: Where to make them; the numbers are the same up to rounding.
+
+    Raises:
+        ValueError: If the kind is unknown.
+
+    Example:
+        A part of a stream is the stream's part.
+
+        >>> torch.equal(noise(7, 0, 10)[3:], noise(7, 3, 7))
+        True
+    """
+    check_kind(kind)
+    per_counter = 4 if kind == "gaussian" else 128
+    first, last = start // per_counter, -(-(start + count) // per_counter)
+    words = philox(seed, torch.arange(first, last, device=device))
+    values = _normals(words) if kind == "gaussian" else _signs(words)
+    return values.flatten()[start - first * per_counter :][:count]
+
+
+def _normals(words: Tensor) -> Tensor:
+    uniform = ((words >> 8).float() + 0.5) * 2.0**-24  # in (0, 1), exact
+    radius = (-2 * uniform[:, 0::2].log()).sqrt()
+    angle = (2 * math.pi) * uniform[:, 1::2]
+    return torch.stack([radius * angle.cos(), radius * angle.sin()], dim=-1)
+
+
+def _signs(words: Tensor) -> Tensor:
+    bits = (words[:, :, None] >> torch.arange(32, device=words.device)) & 1
+    return 1.0 - 2.0 * bits.float()
+
+
+def check_kind(kind: str) -> None:
+    """Raise unless the kind of noise is known."""
+    if kind not in KINDS:
+        raise ValueError(f"unknown noise {kind!r}: choose one of {', '.join(KINDS)}")
+
+
+def offsets(tensors: Sequence[Tensor]) -> list[int]:
+    """Global index of the first element of each tensor, in their order."""
+    return [0, *accumulate(t.numel() for t in tensors)][: len(tensors)]
+
+
+@torch.no_grad()
+def add_noise_(
+    tensors: Sequence[Tensor],
+    seed: int,
+    scale: float,
+    *,
+    kind: str = "gaussian",
+    start: Sequence[int] | None = None,
+) -> None:
+    """Add ``scale`` times the seed's noise to each tensor, in place.
+
+    Memory is bounded: noise is made for a chunk at a time.
+
+    Args:
+        tensors: Real tensors of any shape; elements count in row-major order.
+        seed: Key of the stream.
+        scale: Factor on the noise.
+        kind: ``gaussian`` or ``rademacher``.
+        start: Global index of the first element of each tensor; by default they follow each
+            other.
+
+    Raises:
+        ValueError: If the kind is unknown.
+    """
+    check_kind(kind)
+    for t, first in zip(tensors, offsets(tensors) if start is None else start, strict=True):
+        if _fits_numba(t):
+            _add_noise_numba(t, first, seed, scale, kind)
+            continue
+        flat = t.view(-1) if t.is_contiguous() else t.reshape(-1)
+        for i in range(0, t.numel(), CHUNK):
+            part = flat[i : i + CHUNK]
+            part.add_(noise(seed, first + i, len(part), kind, t.device), alpha=scale)
+        if not t.is_contiguous():
+            t.copy_(flat.view(t.shape))
+
+
+def _fits_numba(t: Tensor) -> bool:
+    return (
+        t.device.type == "cpu"
+        and t.dtype in (torch.float32, torch.float64)
+        and t.is_contiguous()
+        and t.numel() >= CHUNK
+        and _numba.missing() is None
+    )
+
+
+def _add_noise_numba(t: Tensor, first: int, seed: int, scale: float, kind: str) -> None:
+    from steepest.kernels import _noise_numba
+
+    flat = t.detach().view(-1).numpy()
+    keys = np.uint64(seed & _LOW), np.uint64((seed >> 32) & _LOW)
+    _noise_numba.add_noise(flat, first, *keys, flat.dtype.type(scale), kind == "rademacher")

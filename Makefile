@@ -9,7 +9,7 @@ NOTEBOOKS = $(wildcard chapters/*/*.ipynb)
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help book serve lab refresh test lint types imports unit guard environment notebooks lock clean
+.PHONY: help book serve lab refresh test lint types imports unit guard environment notebooks site lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -44,7 +44,7 @@ lab: $(ENV) ## open the chapters in JupyterLab
 refresh: $(ENV) ## run the chapters whose notebook is stale (ARGS=--all: every one)
 	@$(BIN)/python book/refresh.py $(ARGS)
 
-test: lint types imports unit guard environment notebooks book ## run every check
+test: lint types imports unit guard environment notebooks book site ## run every check
 	@echo "==> every check passed"
 
 lint: $(ENV) ## check style and format
@@ -60,7 +60,7 @@ unit: $(ENV) ## run unit tests, contract tests and doctests
 	$(call check,unit tests and doctests,$(BIN)/pytest tests core/src --ignore=tests/book --doctest-modules -n 2)
 
 guard: $(ENV) ## check notebooks against their sources and the rules for chapters
-	$(call check,notebook guard,$(BIN)/pytest tests/book --ignore=tests/book/test_environment.py)
+	$(call check,notebook guard,$(BIN)/pytest tests/book/test_notebooks.py)
 
 environment: $(ENV) ## check that environment.yml, lock and package agree
 	$(call check,environment files,$(BIN)/pytest tests/book/test_environment.py)
@@ -68,6 +68,9 @@ environment: $(ENV) ## check that environment.yml, lock and package agree
 notebooks: $(ENV) ## run every chapter and compare its checked outputs
 	$(call check,chapters,$(if $(NOTEBOOKS),OMP_NUM_THREADS=1 $(BIN)/pytest $(NOTEBOOKS) --nbval-lax \
 		--nbval-current-env --nbval-cell-timeout=120 -n 2 --dist loadscope,echo "no notebooks yet"))
+
+site: $(ENV) ## check the built book: links, assets, index of methods, launch buttons
+	$(call check,built book,$(BIN)/pytest tests/book/test_site.py)
 
 lock: $(ENV) ## resolve requirements.lock again (ARGS=--upgrade: newest versions)
 	@$(BIN)/python -m pip install "uv>=0.5"

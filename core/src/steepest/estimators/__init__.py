@@ -1,5 +1,8 @@
 """Cheap answers for dear ones: estimates of gradients and curvature from an oracle's answers."""
 
+from steepest.estimators._base import GradientEstimator as GradientEstimator
 from steepest.estimators._extrapolation import extrapolate as extrapolate
-
-__all__ = ["extrapolate"]
+from steepest.estimators._forward import ForwardGradient as ForwardGradient
+from steepest.estimators._hutchinson import Curvature as Curvature
+from steepest.estimators._hutchinson import hutchinson as hutchinson
+from steepest.estimators._spsa import SPSA as SPSA

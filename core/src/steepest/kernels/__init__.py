@@ -4,13 +4,13 @@ A rule is one update written as scalar arithmetic; ``apply`` runs it on many ten
 numba or Triton.
 """
 
-from steepest.kernels import _xp_torch as xp
+from steepest.kernels import _xp_torch as xp  # noqa: F401  (rules import it from here)
 from steepest.kernels._apply import apply as apply
 from steepest.kernels._apply import available_backends as available_backends
 from steepest.kernels._noise import add_noise_ as add_noise_
+from steepest.kernels._noise import check_kind as check_kind
 from steepest.kernels._noise import noise as noise
+from steepest.kernels._noise import split_seed as split_seed
 from steepest.kernels._rule import RULES as RULES
 from steepest.kernels._rule import Rule as Rule
 from steepest.kernels._rule import rule as rule
-
-__all__ = ["RULES", "Rule", "add_noise_", "apply", "available_backends", "noise", "rule", "xp"]

@@ -16,6 +16,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from itertools import accumulate
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,6 +28,9 @@ KINDS = ("gaussian", "rademacher")
 
 CHUNK = 1 << 16
 """Elements whose noise the reference holds in memory at a time."""
+
+Word = Any
+"""A word of 32 bits: a Python integer, or an int64 tensor of words."""
 
 _LOW = 0xFFFFFFFF
 _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
@@ -52,18 +56,22 @@ def philox(seed: int, counters: Tensor) -> Tensor:
     Reference:
         Salmon, Moraes, Dror and Shaw, "Parallel random numbers: as easy as 1, 2, 3", SC 2011.
     """
-    c0, c1 = counters & _LOW, (counters >> 32) & _LOW
-    c2, c3 = torch.zeros_like(c0), torch.zeros_like(c0)
+    zero = torch.zeros_like(counters)
+    return torch.stack(_rounds(counters & _LOW, (counters >> 32) & _LOW, zero, zero, seed), dim=-1)
+
+
+def _rounds(c0: Word, c1: Word, c2: Word, c3: Word, seed: int) -> tuple[Word, ...]:
+    """Ten rounds, on tensors of words or on single ones."""
     k0, k1 = seed & _LOW, (seed >> 32) & _LOW
     for _ in range(10):
         low0, high0 = _multiply(c0, _MULTIPLIERS[0])
         low1, high1 = _multiply(c2, _MULTIPLIERS[1])
         c0, c1, c2, c3 = high1 ^ c1 ^ k0, low1, high0 ^ c3 ^ k1, low0
         k0, k1 = (k0 + _WEYL[0]) & _LOW, (k1 + _WEYL[1]) & _LOW
-    return torch.stack([c0, c1, c2, c3], dim=-1)
+    return c0, c1, c2, c3
 
 
-def _multiply(a: Tensor, b: int) -> tuple[Tensor, Tensor]:
+def _multiply(a: Word, b: int) -> tuple[Word, Word]:
     """Low and high word of a 32 by 32 bit product, without leaving 63 bits."""
     top, bottom = a * (b >> 16), a * (b & 0xFFFF)
     carried = top + (bottom >> 16)
@@ -109,6 +117,18 @@ def _normals(words: Tensor) -> Tensor:
 def _signs(words: Tensor) -> Tensor:
     bits = (words[:, :, None] >> torch.arange(32, device=words.device)) & 1
     return 1.0 - 2.0 * bits.float()
+
+
+def split_seed(seed: int, index: int) -> int:
+    """An independent seed for each index: the cipher's output on it, 64 bits.
+
+    Example:
+        >>> split_seed(1, 2) == split_seed(1, 2) != split_seed(2, 1)
+        True
+    """
+    # Counters of streams end far below 2**62: these are never met as noise.
+    low, high, _, _ = _rounds(index & _LOW, (1 << 30) | (index >> 32), 0, 0, seed)
+    return int(low | high << 32)
 
 
 def check_kind(kind: str) -> None:

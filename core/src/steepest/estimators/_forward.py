@@ -1,0 +1,68 @@
+r"""A gradient from forward passes that carry a derivative along."""
+
+from __future__ import annotations
+
+from typing import ClassVar, final
+
+import torch
+
+from steepest.estimators._base import GradientEstimator
+from steepest.oracles import Objective
+from steepest.oracles._objective import Gradient
+
+
+@final
+class ForwardGradient(GradientEstimator):
+    r"""Forward gradient: the exact slope along a random direction, times that direction.
+
+    .. math::
+
+        \hat g = \frac1n \sum_{i=1}^n \langle \nabla f(\theta), z_i \rangle\, z_i,
+        \qquad \mathrm E[\hat g] = \mathrm E[z z^\top]\, \nabla f = \nabla f.
+
+    Forward-mode differentiation gives the slope in one pass, without a graph. It is SPSA's limit
+    for a vanishing radius: the same variance, and no bias at all.
+
+    Args:
+        samples: Directions :math:`n` that an estimate averages; one forward pass each.
+        kind: ``gaussian`` or ``rademacher`` directions.
+
+    Raises:
+        ValueError: If an argument is out of its range.
+
+    Example:
+        >>> p = torch.tensor([2.0], dtype=torch.float64, requires_grad=True)
+        >>> f = Objective(lambda: (p**2).sum(), [p])
+        >>> ForwardGradient(kind="rademacher")(f, seed=0).gradient[0]
+        tensor([4.], dtype=torch.float64)
+        >>> f.counts["forward"], f.counts["backward"]
+        (1, 0)
+
+    Reference:
+        Baydin, Pearlmutter, Syme, Wood and Torr, "Gradients without backpropagation", 2022.
+
+    When not to use it:
+        As for :class:`SPSA`; and where torch has no forward derivative of an operation.
+    """
+
+    oracle: ClassVar = "jvp"
+
+    def __init__(self, samples: int = 1, kind: str = "gaussian") -> None:
+        super().__init__(samples, kind)
+
+    @property
+    def forward(self) -> int:
+        """One pass a direction."""
+        return self.samples
+
+    @torch.no_grad()
+    def __call__(self, objective: Objective, seed: int) -> Gradient:
+        """Estimate; the value is exact, the mean over the passes."""
+        slopes, values = [], []
+        for i in range(self.samples):
+            answer = objective.derivative(self.combine(objective, seed, {i: 1.0}))
+            slopes.append((answer.slope / self.samples).item())
+            values.append(answer.value)
+        return Gradient(
+            torch.stack(values).mean(), self.combine(objective, seed, dict(enumerate(slopes)))
+        )

@@ -7,6 +7,9 @@ ENV := .venv/.ready
 HTML := book/_build/html
 NOTEBOOKS = $(wildcard chapters/*/*.ipynb)
 
+# Idle OpenMP threads sleep: spinning, they take the cores of whoever else works here.
+export OMP_WAIT_POLICY := passive
+
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .PHONY: help book serve lab refresh test lint types imports unit guard environment notebooks site lock clean

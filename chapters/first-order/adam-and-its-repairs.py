@@ -86,8 +86,11 @@ def feed(make, gradients, start):
 # **The idea.** Divide each coordinate's gradient by its own typical size. With $m$ a running mean of the gradient and $v$ one of its square,
 #
 # $$
-# m_t = \beta_1 m_{t-1} + (1-\beta_1) g_t, \qquad v_t = \beta_2 v_{t-1} + (1-\beta_2) g_t^2, \qquad
-# \theta_t = \theta_{t-1} - \eta\, \frac{\hat m_t}{\sqrt{\hat v_t} + \epsilon}.
+# \begin{aligned}
+# m_t &= \beta_1 m_{t-1} + (1-\beta_1)\, g_t, \\
+# v_t &= \beta_2 v_{t-1} + (1-\beta_2)\, g_t^2, \\
+# \theta_t &= \theta_{t-1} - \eta\, \frac{\hat m_t}{\sqrt{\hat v_t} + \epsilon}.
+# \end{aligned}
 # $$
 #
 # The ratio has no unit. Multiply a coordinate's gradients by any $c > 0$ and both parts grow by $c$: the update is *invariant to diagonal rescaling*. So $\eta$ is a length in parameter space: about how far each coordinate moves in a step.
@@ -382,7 +385,7 @@ print("at high learning rates, decay is worth more than two points: True")
 #
 # **The failure.** $\epsilon = 10^{-8}$ guards against 0/0, and looks harmless. But it is added to $\sqrt{\hat v}$, so it has the gradient's unit, and gradients have no natural size. In a wide network they shrink with width; a loss that is a mean over a long sequence shrinks them again. Once $\sqrt{\hat v} \ll \epsilon$, the step is $\eta\,\hat m/\epsilon$: not Adam but SGD, with a learning rate that vanishes with the gradient.
 #
-# **The idea** {cite:p}`everett2024scaling`. The ratio of two numbers is the slope of a line, and a slope has an angle. $\operatorname{atan2}(\hat m, \sqrt{\hat v})$ is close to the ratio when it is small, never exceeds $\pi/2$, is defined at 0/0, and depends on nothing but the ratio: no $\epsilon$ is left.
+# **The idea** {cite:p}`everett2024scaling`. The ratio of two numbers is the slope of a line, and a slope has an angle. $\mathrm{atan2}(\hat m, \sqrt{\hat v})$ is close to the ratio when it is small, never exceeds $\pi/2$, is defined at 0/0, and depends on nothing but the ratio: no $\epsilon$ is left.
 
 # %%
 RULES["adam_atan2"]

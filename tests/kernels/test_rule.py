@@ -162,6 +162,7 @@ def test_equations_stand_beside_their_lines():
         if r.__name__ != "everything":
             assert len(r.lines) >= 2
             assert all(equation and " = " in code for equation, code in r.lines), r.__name__
+        assert {line.count("|") for line in r._repr_markdown_().splitlines()} == {3}
     table = RULES["adamw"]._repr_markdown_()
     assert r"| $\theta \leftarrow (1 - \eta\lambda)\,\theta$ | `p = p * (1 - lr * wd)` |" in table
 

@@ -129,11 +129,16 @@ def find_root(start: Path | None = None) -> Path | None:
     return None
 
 
+@cache
+def _text(path: Path) -> str:
+    return path.read_text("utf-8")
+
+
 def _find_chapter(names: list[str], root: Path) -> str | None:
     """Section that explains a method: the Markdown target ``(name)=`` in a chapter's source."""
     for name in names:
         for source in sorted((root / "chapters").rglob("*.py")):
-            if re.search(rf"^# \({name.lower()}\)=$", source.read_text("utf-8"), re.MULTILINE):
+            if re.search(rf"^# \({name.lower()}\)=$", _text(source), re.MULTILINE):
                 notebook = source.with_suffix(".ipynb").relative_to(root).as_posix()
                 return f"{notebook}#{name.lower()}"
     return None
@@ -146,7 +151,7 @@ def _find_tests(names: list[str], rooms: set[str], root: Path) -> list[str]:
     return [
         path.relative_to(root).as_posix()
         for path in sorted(tests.rglob("test_*.py"))
-        if path.relative_to(tests).parts[0] in rooms and word.search(path.read_text("utf-8"))
+        if path.relative_to(tests).parts[0] in rooms and word.search(_text(path))
     ]
 
 

@@ -92,7 +92,8 @@ class Rule:
 
     def _repr_markdown_(self) -> str:
         """Show each equation beside its line in a notebook."""
-        rows = [f"| ${tex}$ | `{code}` |" for tex, code in self.lines]
+        bar = r"\vert "  # a bare | would end the table's cell
+        rows = [f"| ${tex.replace('|', bar)}$ | `{code}` |" for tex, code in self.lines]
         head = f"| equation | `{self!r}` |"
         return "\n".join([head, "|:--|:--|", *rows])
 

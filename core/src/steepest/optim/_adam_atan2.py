@@ -18,7 +18,7 @@ def adam_atan2(p, g, m, v, *, lr, beta1, beta2, wd, a, b, c1, c2):
     m = m + (g - m) * (1 - beta1)
     # v \leftarrow \beta_2 v + (1 - \beta_2)\, g^2
     v = v + (g * g - v) * (1 - beta2)
-    # \theta \leftarrow \theta - \eta\, a \operatorname{atan2}(\hat m,\; b \sqrt{\hat v})
+    # \theta \leftarrow \theta - \eta\, a \mathrm{atan2}(\hat m,\; b \sqrt{\hat v})
     p = p - lr * a * xp.atan2(m / c1, b / c2 * xp.sqrt(v))
     return p, m, v
 
@@ -36,11 +36,11 @@ class AdamAtan2(Elementwise):
     .. math::
 
         \theta_t = (1 - \eta\lambda)\, \theta_{t-1}
-            - \eta\, a \operatorname{atan2}\bigl(\hat m_t,\; b \sqrt{\hat v_t}\bigr).
+            - \eta\, a \mathrm{atan2}\bigl(\hat m_t,\; b \sqrt{\hat v_t}\bigr).
 
     Adam's :math:`\epsilon` has the gradient's unit. In a wide model gradients shrink with width,
     fall below any fixed :math:`\epsilon`, and learning stops. For a small ratio
-    :math:`\operatorname{atan2}(\hat m, \sqrt{\hat v}) \approx \hat m / \sqrt{\hat v}`; it is
+    :math:`\mathrm{atan2}(\hat m, \sqrt{\hat v}) \approx \hat m / \sqrt{\hat v}`; it is
     defined at 0/0, never above :math:`\pi/2`, and exactly independent of the gradient's scale.
 
     Args:

@@ -6,7 +6,9 @@ from steepest.optim._adam_atan2 import AdamAtan2 as AdamAtan2
 from steepest.optim._adamw import SGDW as SGDW
 from steepest.optim._adamw import AdamW as AdamW
 from steepest.optim._base import Elementwise as Elementwise
+from steepest.optim._estimated import Estimated as Estimated
 from steepest.optim._factory import create as create
 from steepest.optim._factory import find as find
 from steepest.optim._factory import list as list
 from steepest.optim._opt_amsgrad import OptAMSGrad as OptAMSGrad
+from steepest.optim._wrapper import Wrapper as Wrapper

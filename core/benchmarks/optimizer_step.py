@@ -5,7 +5,9 @@
 Rivals take turns, round by round, so that a machine that slows down slows all of them. A row
 gives the median time, the bytes that the step has to move (read parameter, gradient and state,
 write parameter and state), the bandwidth that this makes of the median time, as a share of a
-copy's bandwidth measured in the same rounds, and the ratio to torch's fused step.
+copy's bandwidth measured in the same rounds, and the ratio to torch's fused step. On a CPU the
+share can exceed 1: a copy also fetches the memory that it is about to overwrite, which an update
+in place has read anyway.
 """
 
 from __future__ import annotations

@@ -57,7 +57,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         from steepest.lightning._fit import main as fit
 
         return fit(argv[1:])
-    parser = argparse.ArgumentParser("python -m steepest", description=__doc__)
+    parser = argparse.ArgumentParser(
+        "python -m steepest", description="List the methods, or train a task with an optimizer."
+    )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     listing = commands.add_parser("methods", help="list every method")
     listing.add_argument("--json", action="store_true", help="as JSON, one record per paper")

@@ -24,7 +24,7 @@ BLOCK = 1 << 14
 def missing() -> str | None:
     """Why the backend cannot run, or None."""
     if importlib.util.find_spec("numba") is None:
-        return 'numba is not installed: pip install "steepest[cpu]"'
+        return "numba is not installed: install the extra steepest[cpu], or pip install numba"
     return None
 
 

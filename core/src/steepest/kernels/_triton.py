@@ -33,7 +33,7 @@ _TYPES = {
 def missing() -> str | None:
     """Why the backend cannot run, or None."""
     if importlib.util.find_spec("triton") is None:
-        return 'triton is not installed: pip install "steepest[gpu]"'
+        return "triton is not installed: install the extra steepest[gpu], or pip install triton"
     if not torch.cuda.is_available() and os.environ.get("TRITON_INTERPRET") != "1":
         return "there is no GPU (set TRITON_INTERPRET=1 to run kernels slowly on the CPU)"
     return None

@@ -171,13 +171,12 @@ class Elementwise(torch.optim.Optimizer, ABC):
         for owner, p, state in zip(work.params, params, states, strict=True):
             self._seen[owner] = (owner.shape, owner.dtype)
             self._fill(rule, p, state)
-            state["step"] += 1
         columns = {"p": params, "g": grads, **self.inputs(group, grads, states)}
         for name in rule.tensors:
             if name not in columns:
                 key = self.slots[name].key
                 columns[name] = [state[key] for state in states]
-        steps = [state["step"] for state in states]
+        steps = [state["step"] + 1 for state in states]
         distinct = sorted(set(steps))
         apply(
             rule,
@@ -187,6 +186,8 @@ class Elementwise(torch.optim.Optimizer, ABC):
             grad_scale=-1.0 if group["maximize"] else 1.0,
             backend=self.backend,
         )
+        for state, step in zip(states, steps, strict=True):
+            state["step"] = step
 
     def _fill(self, rule: Rule, p: Tensor, state: dict[str, Any]) -> None:
         """Make the state that the rule needs and that is not there yet."""

@@ -182,8 +182,8 @@ class Objective:
             \langle \nabla f(\theta), v \rangle
             = \lim_{h \to 0} \frac{f(\theta + h v) - f(\theta)}{h}.
 
-        Each operation of the pass carries its derivative along; the pass takes two to three
-        times the time of :meth:`value` and about twice its memory, however deep the model.
+        Each operation of the pass carries its derivative along: about two to four times the time
+        of :meth:`value`, and memory for the direction but for no graph, however deep the model.
 
         Args:
             directions: :math:`v`, one tensor for each parameter, like it in shape and dtype.

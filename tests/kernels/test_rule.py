@@ -216,3 +216,17 @@ def test_a_forced_backend_that_is_missing_names_its_extra(monkeypatch):
     assert torch.equal(tensors[0][1], before)
     apply(r, tensors, [values(r)], backend="auto")
     assert not torch.equal(tensors[0][1], before)
+
+
+def test_numba_keeps_its_number_of_threads():
+    import numba
+
+    r = RULES["adamw"]
+    before = numba.get_num_threads()
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        apply(r, columns(r, torch.float32), [values(r)], backend="cpu")
+        assert numba.get_num_threads() == before
+    finally:
+        torch.set_num_threads(threads)

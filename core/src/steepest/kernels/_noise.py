@@ -194,4 +194,5 @@ def _add_noise_numba(t: Tensor, first: int, seed: int, scale: float, kind: str) 
 
     flat = t.detach().view(-1).numpy()
     keys = np.uint64(seed & _LOW), np.uint64((seed >> 32) & _LOW)
-    _noise_numba.add_noise(flat, first, *keys, flat.dtype.type(scale), kind == "rademacher")
+    with _numba.torch_threads():
+        _noise_numba.add_noise(flat, first, *keys, flat.dtype.type(scale), kind == "rademacher")

@@ -7,7 +7,8 @@ every element is read once and written once.
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
@@ -48,15 +49,26 @@ def launch(
             double precision.
         which: Row of ``scalars`` that each of the T tensors uses, shape (T,).
     """
-    import numba
-
-    numba.set_num_threads(min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS))
     dtype = np.float64 if columns[0][0].dtype == torch.float64 else np.float32
     pointers = np.array([[t.data_ptr() for t in column] for column in columns], dtype=np.int64)
     sizes = np.array([p.numel() for p in columns[0]], dtype=np.int64)
     tensor, start = _blocks(sizes.tobytes())
     kernel = _compile(rule, dtype)
-    kernel(pointers, scalars.astype(dtype), which, sizes, tensor, start)
+    with torch_threads():
+        kernel(pointers, scalars.astype(dtype), which, sizes, tensor, start)
+
+
+@contextmanager
+def torch_threads() -> Iterator[None]:
+    """Let numba use as many threads as torch does, and put its own number back."""
+    import numba
+
+    before = numba.get_num_threads()
+    numba.set_num_threads(min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS))
+    try:
+        yield
+    finally:
+        numba.set_num_threads(before)
 
 
 @cache

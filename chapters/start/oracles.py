@@ -473,7 +473,7 @@ print("independent signs on H: [2, 2] within 5 standard errors: True")
 #
 # ## One estimator, three optimizers
 #
-# An estimate has the form of a gradient, so any optimizer can take it. {py:class}`~steepest.optim.Estimated` is the joint: it asks the estimator, hands the answer over for one step, and puts `.grad` back. Here a forward gradient of eight directions drives SGD, AdamW and OptAMSGrad ([the next chapter](../first-order/adam-and-its-repairs) explains the last two) on softmax regression. Beside them runs AdamW on the exact gradient, at the same learning rate as its estimated twin.
+# An estimate has the form of a gradient, so any optimizer can take it. {py:class}`~steepest.optim.Estimated` is the joint: it asks the estimator, hands the answer over for one step, and puts `.grad` back. Here a forward gradient of eight directions drives SGD, AdamW and OptAMSGrad ([Adam and its repairs](../first-order/adam-and-its-repairs) explains the last two) on softmax regression. Beside them runs AdamW on the exact gradient, at the same learning rate as its estimated twin.
 #
 # To compare, we need one unit. Each run's cost is counted by its objective; a forward pass counts one, and a backward pass two, since it multiplies matrices twice where the forward pass does so once. An exact step costs three, an estimated one eight. (This flatters the estimate: a pass that carries a derivative takes longer than a plain one, as measured above.)
 
@@ -561,38 +561,24 @@ print(
 )
 
 # %% [markdown]
-# In a `LightningModule`, first-order optimizers of this package need nothing special: [Adam and its repairs](../first-order/adam-and-its-repairs) shows them. An estimated gradient has no backward pass for Lightning to run, so use manual optimization: `self.optimizers()` returns an optimizer whose `step` takes the loss.
+# In Lightning, a callback does the same. {py:class}`~steepest.lightning.Oracles` makes an objective of your `training_step` and hands it to the optimizer; the module is any module, here the book's `Classifier`. What the callback guarantees, and what else a step can ask for, is in [Steps that ask for more](asking-more).
 
 # %%
 # NBVAL_CHECK_OUTPUT
-import lightning as L
+from lightning.pytorch import Trainer
 
-from steepest.lightning import quiet
+from steepest.lightning import Classifier, Oracles, quiet
 
 quiet()  # no tips and no hardware report
-
-
-class ForwardOnly(L.LightningModule):
-    def __init__(self):
-        super().__init__()
-        self.automatic_optimization = False
-        self.network = torch.nn.Linear(64, 10, bias=False)
-
-    def training_step(self, batch, batch_idx):
-        inputs, targets = batch
-        opt = self.optimizers()
-        loss = opt.step(lambda: F.cross_entropy(self.network(inputs), targets))
-        self.log("train_loss", loss, prog_bar=True)
-
-    def configure_optimizers(self):
-        return Estimated(
-            AdamW(self.parameters(), lr=0.03), ForwardGradient(samples=8)
-        )
-
-
 torch.manual_seed(0)
-module = ForwardOnly()
-trainer = L.Trainer(
+module = Classifier(
+    hidden=[],
+    optimizer=lambda params: Estimated(
+        AdamW(params, lr=0.03), ForwardGradient(samples=8)
+    ),
+)
+trainer = Trainer(
+    callbacks=[Oracles()],
     max_epochs=2,
     accelerator="cpu",
     logger=False,
@@ -600,9 +586,9 @@ trainer = L.Trainer(
     enable_progress_bar=False,
     enable_model_summary=False,
 )
-before = F.cross_entropy(module.network(x), y).item()
-trainer.fit(module, data.train_dataloader())
-after = F.cross_entropy(module.network(x), y).item()
+before = F.cross_entropy(module(x), y).item()
+trainer.fit(module, data)
+after = F.cross_entropy(module(x), y).item()
 assert after < 0.7 * before and trainer.global_step == 80
 print("two epochs, 80 steps, and at least 30 % off the loss: True")
 

@@ -36,6 +36,10 @@ def quadratic(dimension=6, seed=0):
     return Objective(loss, parts), hessian @ start, hessian
 
 
+def stream(count, seed=0):
+    return torch.randn(count, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
 def flat(tensors):
     return torch.cat([t.flatten() for t in tensors])
 
@@ -127,6 +131,52 @@ def test_how_elements_are_cut_into_tensors_does_not_matter(cls):
     assert torch.allclose(estimates[0], estimates[1]) and torch.allclose(estimates[0], estimates[2])
 
 
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("cls", GRADIENT)
+def test_noise_belongs_to_a_name(cls, kind):
+    """Neither the order of named parameters nor the presence of others changes an estimate."""
+    sizes = {"a": 3, "b": 200, "c": 7}
+    parts = {name: torch.nn.Parameter(stream(n, seed=n)) for name, n in sizes.items()}
+
+    def estimate(names):
+        # the others' terms are not there: directions are all that could differ
+        objective = Objective(
+            lambda: sum(parts[n].sum() for n in names), [(n, parts[n]) for n in names]
+        )
+        _, weights = cls(samples=2, kind=kind).project(objective, 5)
+        assert len(weights) == 2
+        directions = cls(samples=2, kind=kind).combine(objective, 5, {0: 1.0, 1: -2.0})
+        return dict(zip(names, directions, strict=True)), weights
+
+    whole, weights = estimate("abc")
+    turned, again = estimate("cab")
+    fewer, _ = estimate("cb")
+    for name in "abc":
+        assert torch.equal(whole[name], turned[name])
+    assert weights == pytest.approx(again, rel=1e-6)
+    assert torch.equal(whole["b"], fewer["b"]) and torch.equal(whole["c"], fewer["c"])
+    assert not torch.equal(whole["b"][:3], whole["a"])
+
+
+@pytest.mark.parametrize("cls", GRADIENT)
+def test_parameters_end_as_they_were(cls):
+    """Bit for bit, also when the loss fails halfway."""
+    objective, _, _ = quadratic()
+    before = [p.detach().clone() for p in objective.params]
+    cls(samples=3)(objective, 0)
+    assert all(map(torch.equal, objective.params, before))
+    calls = iter(range(3))
+
+    def fails():
+        if next(calls) == 2:
+            raise KeyError("the third pass")
+        return sum(p.square().sum() for p in objective.params)
+
+    with pytest.raises(KeyError, match="third"):
+        cls(samples=3)(Objective(fails, objective.params), 0)
+    assert all(map(torch.equal, objective.params, before))
+
+
 @pytest.mark.parametrize("cls", GRADIENT)
 def test_bad_arguments(cls):
     for bad in ({"samples": 0}, {"samples": 1.5}, {"kind": "cauchy"}):
@@ -144,6 +194,18 @@ def test_spsa_is_forward_mode_for_a_small_radius_and_errs_by_its_square():
     ]
     assert gaps[1] < 1e-4 * exact.norm()
     assert 80 < gaps[0] / gaps[1] < 120  # a tenth of the radius, a hundredth of the error
+
+
+def test_spsa_in_place_is_spsa_to_within_rounding():
+    objective, _, _ = quadratic()
+    before = flat(objective.params).detach().clone()
+    copied, subtracted = (
+        steepest.estimators.SPSA(samples=3, in_place=in_place).project(objective, 7)
+        for in_place in (False, True)
+    )
+    assert subtracted.weights == pytest.approx(copied.weights, rel=1e-9)
+    assert torch.allclose(flat(objective.params), before, rtol=0, atol=1e-14)
+    assert not torch.equal(flat(objective.params), before)  # it did subtract
 
 
 @pytest.mark.parametrize("samples", [1, 4])

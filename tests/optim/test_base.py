@@ -330,10 +330,10 @@ def test_factory():
     assert find("opt_amsgrad") is OptAMSGrad
     with pytest.raises(ValueError, match="there is no optimizer 'AdmaW': did you mean AdamW"):
         create("AdmaW", p)
-    with pytest.raises(ValueError, match=r"did you mean AdaMax, Adam, AdamAtan2"):
+    with pytest.raises(ValueError, match=r"did you mean .*AdaMax, Adam, AdamAtan2"):
         create("zzzz", p)
     with pytest.raises(TypeError):
         create("AdamW", p, momentum=0.9)
     assert "SGDW" in list_optimizers(max_state_bytes=4)
-    assert list_optimizers(oracle="hvp") == []
+    assert list_optimizers(oracle="hvp") == ["AdaHessian"]
     assert "Adam" not in list_optimizers(claims={"uniform_decay"})

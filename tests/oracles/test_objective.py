@@ -4,12 +4,14 @@ import gc
 import itertools
 import math
 import weakref
+from functools import partial
 
 import pytest
 import torch
 from oracles._zoo import CASES, F64, close, dense, directions, flat, make, unflat
 from torch import nn
 from torch.func import grad, jvp
+from torch.utils._pytree import tree_leaves
 
 from steepest.oracles import Objective
 
@@ -117,12 +119,12 @@ def test_costs(case):
     }
     calls = 0
 
-    def counted(loss=f.loss):
+    def counted(loss):
         nonlocal calls
         calls += 1
         return loss()
 
-    f.loss = counted
+    f._terms = [(partial(counted, loss), noise) for loss, noise in f._terms]
     for name, (query, forward, backward) in expected.items():
         f.counts.clear()
         calls = 0
@@ -193,6 +195,74 @@ def test_answers_share_no_memory():
     assert itself.rank([[torch.ones(())], [-torch.ones(())]]) == [1, 0]
 
 
+LINEAR = {
+    "value": lambda f, v: f.value(),
+    "gradient": lambda f, v: f.gradient(),
+    "derivative": lambda f, v: f.derivative(v),
+    "hvp": lambda f, v: f.hvp(v),
+}
+"""Queries whose answer is linear in the loss."""
+
+
+def test_a_list_of_losses_is_their_sum():
+    """In every answer that is linear in the loss, and in the ranking; passes count for each."""
+    model, criterion, x, y = make("mlp-mse")
+    first, last = (
+        lambda part=part: criterion(model(x[part]), y[part]) for part in (slice(2), slice(2, None))
+    )
+    whole = Objective(lambda: first() + last(), model)
+    parts = Objective([first, last], model)
+    v = directions(model)
+    for query in LINEAR.values():
+        answers = tree_leaves(query(whole, v)), tree_leaves(query(parts, v))
+        assert all(map(close, *answers))
+    moves = [directions(model, seed) for seed in range(5)]
+    assert whole.rank(moves) == parts.rank(moves)
+    assert parts.counts["forward"] == 2 * whole.counts["forward"] == 18
+    gradient = parts.gradient(create_graph=True).gradient
+    twice = torch.autograd.grad(sum(g.square().sum() for g in gradient), parts.params)
+    product = whole.hvp([g.detach() for g in gradient]).product
+    assert all(close(a, 2 * b) for a, b in zip(twice, product, strict=True))
+    with pytest.raises(TypeError, match="pass a callable"):
+        Objective([first, None], model)
+
+
+def test_replay_makes_a_noisy_loss_one_function():
+    """Every query sees the first one's masks; the generator goes on as after one pass."""
+    p = torch.nn.Parameter(torch.ones(1000))
+    drop = torch.nn.Dropout(0.5)
+    losses = [lambda: drop(p).sum(), lambda: drop(2 * p).sum()]
+    torch.manual_seed(3)
+    fresh_draws = [drop(p).sum() for _ in range(2)]
+    later = torch.rand(1)
+    torch.manual_seed(3)
+    f = Objective(losses, [p], replay=True)
+    first = f.value()
+    assert close(first, fresh_draws[0] + 2 * fresh_draws[1])
+    assert f.value() == f.gradient().value == f.derivative([torch.ones(1000)]).value == first
+    assert torch.equal(torch.rand(1), later)
+    free = Objective(losses, [p])
+    assert free.value() != free.value()
+
+
+def test_average_stands_for_the_mean_over_processes():
+    """As if another process had found three times as much: means are twice what is here."""
+    model, criterion, x, y = make("mlp-mse")
+    v = directions(model)
+
+    def average(tensors):
+        for t in tensors:
+            t.mul_(2)
+
+    here = Objective(lambda: criterion(model(x), y), model)
+    mean = Objective(lambda: criterion(model(x), y), model, average=average)
+    for query in LINEAR.values():
+        for a, b in zip(tree_leaves(query(here, v)), tree_leaves(query(mean, v)), strict=True):
+            assert close(2 * a, b)
+    with pytest.raises(RuntimeError, match="keeps no graph"):
+        mean.gradient(create_graph=True)
+
+
 def test_tied_and_frozen_parameters():
     model = make("transformer-ce")[0]
     model.layer.linear1.bias.requires_grad_(False)
@@ -201,7 +271,7 @@ def test_tied_and_frozen_parameters():
     assert len(f.params) == len(names) - 1
     assert sum(p is model.embed.weight for p in f.params) == 1
     tied = [model.embed.weight, model.read.weight, torch.ones(3)]
-    assert len(Objective(f.loss, tied).params) == 1
+    assert len(Objective(lambda: torch.zeros(()), tied).params) == 1
 
 
 def test_sparse_gradients_are_dense():
@@ -444,11 +514,11 @@ def test_bad_directions_are_refused_before_anything_runs():
 
 def test_bad_parameters_are_refused():
     frozen = make("mlp-mse")[0].requires_grad_(False)
-    for over in (frozen, frozen.parameters(), []):
+    for over in (frozen, frozen.parameters(), frozen.named_parameters(), []):
         with pytest.raises(ValueError, match="requires_grad_"):
             Objective(lambda: torch.zeros(()), over)
-    with pytest.raises(TypeError, match="parameter 0 is of type tuple"):
-        Objective(lambda: torch.zeros(()), frozen.named_parameters())
+    with pytest.raises(TypeError, match="parameter 1 is of type float"):
+        Objective(lambda: torch.zeros(()), [torch.ones(1), 2.0])
     with pytest.raises(TypeError, match="pass a callable"):
         Objective(torch.zeros(()), make("mlp-mse")[0])
 

@@ -19,6 +19,8 @@ Symbol = TypeVar("Symbol", bound=Callable[..., Any])
 
 ORACLES = ("value", "ranking", "gradient", "jvp", "hvp", "jacobian", "per-sample", "none")
 
+SCOPES = ("element", "tensor", "model")
+
 KINDS = {
     "kernels": "kernel",
     "oracles": "oracle",
@@ -47,6 +49,7 @@ class Method:
     forward: int
     backward: int
     state_bytes: int
+    scope: str
     claims: frozenset[str]
 
     @property
@@ -76,6 +79,7 @@ def method(
     forward: int = 1,
     backward: int = 1,
     state_bytes: int = 0,
+    scope: str = "element",
     claims: Iterable[str] = (),
 ) -> Callable[[Symbol], Symbol]:
     """Register a public class or function as the implementation of a paper.
@@ -87,17 +91,31 @@ def method(
         forward: Forward passes per step.
         backward: Backward passes per step.
         state_bytes: Bytes of state per float32 parameter, with default arguments.
+        scope: What a step couples, one of ``SCOPES``: with ``element`` it does not matter how
+            parameters are cut into tensors, with ``tensor`` not how tensors are grouped.
         claims: Names of properties that the contract tests check, e.g. ``scale_invariant``.
 
     Raises:
-        ValueError: If ``oracle`` is not a known one.
+        ValueError: If ``oracle`` or ``scope`` is not a known one.
     """
+    if scope not in SCOPES:
+        raise ValueError(f"unknown scope {scope!r}: choose one of {', '.join(SCOPES)}")
     if oracle not in ORACLES:
         raise ValueError(f"unknown oracle {oracle!r}: choose one of {', '.join(ORACLES)}")
 
     def register(symbol: Symbol) -> Symbol:
         _METHODS.append(
-            Method(symbol, paper, title, oracle, forward, backward, state_bytes, frozenset(claims))
+            Method(
+                symbol,
+                paper,
+                title,
+                oracle,
+                forward,
+                backward,
+                state_bytes,
+                scope,
+                frozenset(claims),
+            )
         )
         return symbol
 

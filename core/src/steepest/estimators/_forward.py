@@ -6,9 +6,8 @@ from typing import ClassVar, final
 
 import torch
 
-from steepest.estimators._base import GradientEstimator
+from steepest.estimators._base import GradientEstimator, Projection
 from steepest.oracles import Objective
-from steepest.oracles._objective import Gradient
 
 
 @final
@@ -56,13 +55,11 @@ class ForwardGradient(GradientEstimator):
         return self.samples
 
     @torch.no_grad()
-    def __call__(self, objective: Objective, seed: int) -> Gradient:
-        """Estimate; the value is exact, the mean over the passes."""
-        slopes, values = [], []
+    def project(self, objective: Objective, seed: int) -> Projection:
+        """The slopes along the directions; the value is exact, the mean over the passes."""
+        slopes, values = {}, []
         for i in range(self.samples):
             answer = objective.derivative(self.combine(objective, seed, {i: 1.0}))
-            slopes.append((answer.slope / self.samples).item())
+            slopes[i] = (answer.slope / self.samples).item()
             values.append(answer.value)
-        return Gradient(
-            torch.stack(values).mean(), self.combine(objective, seed, dict(enumerate(slopes)))
-        )
+        return Projection(torch.stack(values).mean(), slopes)

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from steepest.kernels import add_noise_, split_seed
+from steepest.kernels import add_noise_, offsets, split_seed
 from steepest.oracles import Objective
 
 
@@ -38,7 +38,8 @@ def hutchinson(objective: Objective, seed: int, samples: int = 1) -> Curvature:
 
     Args:
         objective: The loss; parameters do not change.
-        seed: Seed of the signs; the same seed gives the same estimate.
+        seed: Seed of the signs; the same seed gives the same estimate. An element's sign depends
+            on its parameter's name where the objective has names, on its position otherwise.
         samples: Products :math:`n` to average; one forward and two backward passes each.
 
     Returns:
@@ -65,9 +66,10 @@ def hutchinson(objective: Objective, seed: int, samples: int = 1) -> Curvature:
     if samples < 1:
         raise ValueError(f"samples={samples!r} is not valid: give a whole number >= 1")
     diagonal = [torch.zeros_like(p, requires_grad=False) for p in objective.params]
+    start = offsets(diagonal, objective.names)
     for i in range(samples):
         signs = [torch.zeros_like(d) for d in diagonal]
-        add_noise_(signs, split_seed(seed, i), 1.0, kind="rademacher")
+        add_noise_(signs, split_seed(seed, i), 1.0, kind="rademacher", start=start)
         answer = objective.hvp(signs)
         for d, z, hz in zip(diagonal, signs, answer.product, strict=True):
             d.addcmul_(z, hz, value=1 / samples)

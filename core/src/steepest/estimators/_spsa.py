@@ -6,10 +6,10 @@ import math
 from typing import ClassVar, final
 
 import torch
+from torch import Tensor
 
-from steepest.estimators._base import GradientEstimator
+from steepest.estimators._base import GradientEstimator, Projection
 from steepest.oracles import Objective
-from steepest.oracles._objective import Gradient
 
 
 @final
@@ -33,6 +33,9 @@ class SPSA(GradientEstimator):
             the loss bends, large against its rounding.
         samples: Directions :math:`n` that an estimate averages; two values each.
         kind: ``gaussian`` or ``rademacher`` directions.
+        in_place: Put the parameters back by subtracting what was added, to within rounding,
+            instead of from a copy, bit for bit. It saves the copy's memory. Parameters of half
+            precision are copied in any case.
 
     Raises:
         ValueError: If an argument is out of its range.
@@ -58,11 +61,19 @@ class SPSA(GradientEstimator):
 
     oracle: ClassVar = "value"
 
-    def __init__(self, eps: float = 1e-3, samples: int = 1, kind: str = "gaussian") -> None:
+    def __init__(
+        self,
+        eps: float = 1e-3,
+        samples: int = 1,
+        kind: str = "gaussian",
+        *,
+        in_place: bool = False,
+    ) -> None:
         super().__init__(samples, kind)
         if not (math.isfinite(eps) and eps > 0):
             raise ValueError(f"eps={eps!r} is not valid: give a finite number > 0")
         self.eps = eps
+        self.in_place = in_place
 
     @property
     def forward(self) -> int:
@@ -70,29 +81,30 @@ class SPSA(GradientEstimator):
         return 2 * self.samples
 
     @torch.no_grad()
-    def __call__(self, objective: Objective, seed: int) -> Gradient:
-        """Estimate; the value is the mean of those that were read.
-
-        The gradient's memory holds a copy of the parameters until they are put back, bit for
-        bit: that costs nothing, and adding what was subtracted would not restore them.
-        """
+    def project(self, objective: Objective, seed: int) -> Projection:
+        """The difference quotients; the value is the mean of those that were read."""
+        places = self.places(objective)
         params = [p.detach() for p in objective.params]
-        home = [p.clone() for p in params]
-        slopes, values = [], []
-        try:
-            for i in range(self.samples):
-                pair = []
-                for side in (self.eps, -self.eps):
-                    self.accumulate_(params, seed, {i: side})
+        home = [None if self._returns(p) else p.clone() for p in params]
+        slopes, values = {}, []
+        for i in range(self.samples):
+            pair = []
+            offset = 0.0
+            try:
+                for step in (self.eps, -self.eps):
+                    self.accumulate_(params, seed, {i: step - offset}, places)
+                    offset = step
                     pair.append(objective.value())
-                    for p, start in zip(params, home, strict=True):
+            finally:
+                if self.in_place:
+                    self.accumulate_(params, seed, {i: -offset}, places)
+                for p, start in zip(params, home, strict=True):
+                    if start is not None:
                         p.copy_(start)
-                slopes.append(((pair[0] - pair[1]) / (2 * self.eps * self.samples)).item())
-                values += pair
-        finally:
-            for p, start in zip(params, home, strict=True):
-                p.copy_(start)
-        for t in home:
-            t.zero_()
-        self.accumulate_(home, seed, dict(enumerate(slopes)))
-        return Gradient(torch.stack(values).mean(), home)
+            slopes[i] = ((pair[0] - pair[1]) / (2 * self.eps * self.samples)).item()
+            values += pair
+        return Projection(torch.stack(values).mean(), slopes)
+
+    def _returns(self, p: Tensor) -> bool:
+        """Whether to subtract what was added; in half precision too much would stay behind."""
+        return self.in_place and p.element_size() >= 4

@@ -10,6 +10,7 @@ from steepest.kernels._apply import available_backends as available_backends
 from steepest.kernels._noise import add_noise_ as add_noise_
 from steepest.kernels._noise import check_kind as check_kind
 from steepest.kernels._noise import noise as noise
+from steepest.kernels._noise import offsets as offsets
 from steepest.kernels._noise import split_seed as split_seed
 from steepest.kernels._rule import RULES as RULES
 from steepest.kernels._rule import Rule as Rule

@@ -9,6 +9,7 @@ from steepest.lightning._grammar import Grammar as Grammar
 from steepest.lightning._grammar_data import GrammarData as GrammarData
 from steepest.lightning._language_model import LanguageModel as LanguageModel
 from steepest.lightning._loader import EpochLoader as EpochLoader
+from steepest.lightning._oracles import Oracles as Oracles
 from steepest.lightning._quiet import quiet as quiet
 from steepest.lightning._random_state import RandomState as RandomState
 from steepest.lightning._regressor import Regressor as Regressor

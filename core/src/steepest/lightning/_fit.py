@@ -35,7 +35,7 @@ tasks:
 {tasks}
 
 optimizers:
-  {", ".join(optim.list())}
+  {", ".join(name for name in optim.list() if not _wraps(name))}
 
 examples:
   {PROG} --task digits --optimizer AdamW
@@ -63,10 +63,19 @@ Each run writes its configuration, its metrics and its last checkpoint to a new 
     return parser
 
 
+def _wraps(optimizer: str) -> bool:
+    return issubclass(optim.find(optimizer), optim.Wrapper)
+
+
 def _run(task_name: str, optimizer_name: str, args: Sequence[str]) -> None:
     try:
         task = find_task(task_name)
         optimizer = optim.find(optimizer_name)
+        if _wraps(optimizer_name):
+            raise UsageError(
+                f"{optimizer.__name__} wraps another optimizer, which options cannot say: "
+                f"use it in a script, {optimizer.__name__}(AdamW(model.parameters()))"
+            )
         require("jsonargparse", "jsonargparse", "fit")
         if task.needs:
             require(*task.needs, f"the task {task.name}")

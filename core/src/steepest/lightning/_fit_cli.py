@@ -19,6 +19,7 @@ from torch import nn
 
 from steepest.lightning._fit import LOGS, PROG, UsageError
 from steepest.lightning._module import MakeOptimizer
+from steepest.lightning._oracles import Oracles
 from steepest.lightning._random_state import RandomState
 from steepest.lightning._tasks import Task
 
@@ -152,7 +153,7 @@ class FitCLI(LightningCLI):
         if given.logger is None:
             kwargs["logger"] = CSVLogger(self.logs.parent, name=self.run_name)
         callbacks = list(given.callbacks or [])
-        callbacks += [RandomState(), Origin(self.task.name, self.optimizer.__name__)]
+        callbacks += [Oracles(), RandomState(), Origin(self.task.name, self.optimizer.__name__)]
         if given.enable_progress_bar is not False and not any(
             isinstance(callback, ProgressBar) for callback in callbacks
         ):

@@ -101,9 +101,16 @@ class Elementwise(torch.optim.Optimizer, ABC):
         """Values of the rule's numbers at a step (1 at the first)."""
 
     def inputs(
-        self, group: Group, grads: list[Tensor], states: list[dict[str, Any]]
+        self,
+        group: Group,
+        params: list[Tensor],
+        grads: list[Tensor],
+        states: list[dict[str, Any]],
     ) -> dict[str, list[Tensor]]:
-        """Tensors that the rule reads beside parameter, gradient and slots; none by default."""
+        """Tensors that the rule reads beside parameter, gradient and slots; none by default.
+
+        Gradients come as pairs of real numbers where they are complex, parameters as they are.
+        """
         return {}
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
@@ -171,7 +178,7 @@ class Elementwise(torch.optim.Optimizer, ABC):
         for owner, p, state in zip(work.params, params, states, strict=True):
             self._seen[owner] = (owner.shape, owner.dtype)
             self._fill(rule, p, state)
-        columns = {"p": params, "g": grads, **self.inputs(group, grads, states)}
+        columns = {"p": params, "g": grads, **self.inputs(group, work.params, grads, states)}
         for name in rule.tensors:
             if name not in columns:
                 key = self.slots[name].key

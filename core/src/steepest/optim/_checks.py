@@ -19,6 +19,10 @@ def _decays(value: Any) -> bool:
     return len(value) == 2 and all(0.0 <= float(beta) < 1.0 for beta in value)
 
 
+def _momenta(value: Any) -> bool:
+    return len(value) == 3 and float(value[0]) < 1.0 and all(map(_finite(0.0), value))
+
+
 CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "lr": (_finite(0.0), "a finite number >= 0"),
     "eps": (_finite(0.0), "a finite number >= 0"),
@@ -28,7 +32,26 @@ CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "a": (_finite(0.0, strict=True), "a finite number > 0"),
     "b": (_finite(0.0, strict=True), "a finite number > 0"),
     "ridge": (_finite(0.0, strict=True), "a finite number > 0"),
+    "floor": (lambda value: 0.0 <= float(value) <= 1.0, "a number in [0, 1]"),
+    "beta": (lambda value: 0.0 <= float(value) < 1.0, "a number in [0, 1)"),
+    "alpha": (_finite(0.0), "a finite number >= 0"),
+    "radius": (_finite(0.0, strict=True), "a finite number > 0"),
+    "free_steps": (lambda value: isinstance(value, int) and value >= 0, "a whole number >= 0"),
+    "warmup": (lambda value: isinstance(value, int) and value >= 0, "a whole number >= 0"),
+    "rho": (_finite(0.0), "a finite number >= 0"),
+    "power": (lambda value: 0.0 < float(value) <= 1.0, "a number in (0, 1]"),
+    "samples": (lambda value: isinstance(value, int) and value >= 1, "a whole number >= 1"),
     "window": (lambda value: isinstance(value, int) and value >= 1, "a whole number >= 1"),
+    "friction": (_finite(0.0), "a finite number >= 0"),
+    "damping": (_finite(0.0, strict=True), "a finite number > 0"),
+    "sigma": (lambda value: 0.0 <= float(value) < 1.0, "a number in [0, 1)"),
+    "lookahead": (_finite(0.0), "a finite number >= 0"),
+    "seed": (lambda value: isinstance(value, int), "a whole number"),
+    "momenta": (_momenta, "three finite numbers >= 0, the first below 1"),
+    "lamb": (_finite(0.0), "a finite number >= 0"),
+    "eta": (_finite(0.0), "a finite number >= 0"),
+    "gamma": (_finite(0.0), "a finite number >= 0"),
+    "max_norm": (lambda value: float(value) > 0.0, "a number > 0, or infinity"),
 }
 
 

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, final
+from typing import final
 
 import torch
-from torch import Tensor
 
 from steepest.estimators import GradientEstimator
-from steepest.kernels import split_seed
+from steepest.optim._oracle import Answer, OracleDriven
 from steepest.optim._wrapper import Wrapper
 from steepest.oracles import Objective
 
 
 @final
-class Estimated(Wrapper):
+class Estimated(OracleDriven, Wrapper):
     """An optimizer that is given estimated gradients instead of exact ones.
 
     The estimate takes the place of ``.grad`` for one step of the inner optimizer, which cannot
@@ -58,48 +56,13 @@ class Estimated(Wrapper):
             raise TypeError(f"the estimator is a {type(estimator).__name__}: pass SPSA(), say")
         super().__init__(optimizer)
         self.estimator = estimator
+        self.oracle = estimator.oracle
         self.seed = seed
-        self.steps = 0
 
-    def own_state(self) -> dict[str, Any]:
-        """Seed and number of steps."""
-        return {"seed": self.seed, "steps": self.steps}
+    def query(self, objective: Objective) -> Answer:
+        """Estimate the gradient."""
+        return Answer(objective, *self.estimator(objective, self.draw()))
 
-    def load_own_state(self, state: dict[str, Any]) -> None:
-        """Take back seed and number of steps."""
-        self.seed, self.steps = int(state["seed"]), int(state["steps"])
-
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """Make one update.
-
-        Args:
-            closure: An objective: a callable that returns the loss and nothing else (no
-                ``zero_grad``, no ``backward``), or an :class:`~steepest.oracles.Objective`.
-
-        Returns:
-            The loss, as the estimator read it, of shape ().
-
-        Raises:
-            RuntimeError: If there is no objective, or it calls ``backward``. Nothing has changed
-                then.
-        """
-        if closure is None:
-            raise RuntimeError(
-                f"this optimizer queries the {self.estimator.oracle} oracle: pass the loss, "
-                "step(lambda: loss_fn(model(x), y))"
-            )
-        everything: list[Tensor] = [p for group in self.param_groups for p in group["params"]]
-        objective = closure if isinstance(closure, Objective) else Objective(closure, everything)
-        value, gradient = self.estimator(objective, split_seed(self.seed, self.steps))
-        held = [(p, p.grad) for p in everything]
-        try:
-            for p in everything:
-                p.grad = None
-            for p, g in zip(objective.params, gradient, strict=True):
-                p.grad = g
-            self.optimizer.step()
-        finally:
-            for p, grad in held:
-                p.grad = grad
-        self.steps += 1
-        return value
+    def update(self, answer: Answer) -> None:
+        """Step the optimizer, which reads the estimate in ``.grad``."""
+        self.optimizer.step()

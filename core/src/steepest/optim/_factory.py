@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import builtins
 import difflib
+import inspect
 from typing import Any
 
 import torch
 
 from steepest._registry import Method, methods
 from steepest.optim._base import Params
+from steepest.optim._wrapper import Wrapper
 
 
 def _optimizers() -> dict[str, Method]:
@@ -38,13 +40,14 @@ def find(name: str) -> type[torch.optim.Optimizer]:
     raise ValueError(f"there is no optimizer {name!r}: did you mean {names}?")
 
 
-def create(name: str, params: Params, **hyper: Any) -> torch.optim.Optimizer:
+def create(name: str, params: Params, *, base: str = "SGDW", **hyper: Any) -> torch.optim.Optimizer:
     """Make an optimizer by name.
 
     Args:
         name: Its name, as for :func:`find`.
         params: Parameters or groups.
-        **hyper: Its hyper-parameters.
+        base: Where the name is of a wrapper, such as SAM: name of the optimizer to wrap.
+        **hyper: Its hyper-parameters; those that a wrapper does not have are its base's.
 
     Raises:
         ValueError: If there is no such optimizer, or a hyper-parameter is out of its range.
@@ -54,8 +57,14 @@ def create(name: str, params: Params, **hyper: Any) -> torch.optim.Optimizer:
         >>> import torch
         >>> create("adamw", [torch.nn.Parameter(torch.zeros(2))], lr=3e-4).defaults["lr"]
         0.0003
+        >>> type(create("sam", [torch.nn.Parameter(torch.zeros(2))], rho=0.1, lr=0.5).optimizer)
+        <class 'steepest.optim._adamw.SGDW'>
     """
-    return find(name)(params, **hyper)
+    cls = find(name)
+    if not issubclass(cls, Wrapper):
+        return cls(params, **hyper)
+    own = {key: hyper.pop(key) for key in [*hyper] if key in inspect.signature(cls).parameters}
+    return cls(create(base, params, **hyper), **own)
 
 
 def list(

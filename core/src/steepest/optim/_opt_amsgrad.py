@@ -151,7 +151,11 @@ class OptAMSGrad(Elementwise):
         }
 
     def inputs(
-        self, group: Group, grads: list[Tensor], states: list[dict[str, Any]]
+        self,
+        group: Group,
+        params: list[Tensor],
+        grads: list[Tensor],
+        states: list[dict[str, Any]],
     ) -> dict[str, list[Tensor]]:
         """Guesses of the next gradients; all tensors of a group are one vector."""
         window = group["window"]

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import ABC
 from typing import Any
 
 import torch
+from torch import Tensor
+
+from steepest.optim._oracle import OracleDriven
+
+Memory = dict[str, Tensor]
+"""What a wrapper remembers of one parameter: tensors by name."""
 
 
 class Wrapper(torch.optim.Optimizer, ABC):
@@ -19,26 +25,50 @@ class Wrapper(torch.optim.Optimizer, ABC):
         optimizer: The optimizer to wrap. Step this wrapper, not the inner one.
 
     Raises:
-        TypeError: If it is not an optimizer.
+        TypeError: If it is not an optimizer, or asks for its gradients itself.
+
+    Attributes:
+        optimizer: The optimizer inside.
+        memory: What the wrapper remembers of a parameter: tensors by name.
     """
 
     def __init__(self, optimizer: torch.optim.Optimizer) -> None:
+        own, given = type(self).__name__, type(optimizer).__name__
         if not isinstance(optimizer, torch.optim.Optimizer):
             raise TypeError(
-                f"{type(self).__name__} wraps an optimizer, not a {type(optimizer).__name__}: "
-                "make it first, AdamW(model.parameters())"
+                f"{own} wraps an optimizer, not a {given}: make it first, AdamW(model.parameters())"
+            )
+        if isinstance(optimizer, OracleDriven):
+            remedy = (
+                f": put it inside, {given}({own}(...))" if isinstance(optimizer, Wrapper) else ""
+            )
+            raise TypeError(
+                f"{own} wraps an optimizer that takes gradients as they come, and {given} asks for "
+                f"its own{remedy}"
             )
         self.optimizer = optimizer
+        self.memory: dict[Tensor, Memory] = {}
         super().__init__(optimizer.param_groups, optimizer.defaults)
         self._share()
 
-    @abstractmethod
     def own_state(self) -> dict[str, Any]:
-        """What a checkpoint keeps of the wrapper itself: numbers and tensors by name."""
+        """What a checkpoint keeps of the wrapper itself: the memory, by the parameter's index.
 
-    @abstractmethod
+        A wrapper with numbers of its own adds them.
+        """
+        return {"memory": {i: self.memory[p] for i, p in self._numbered() if p in self.memory}}
+
     def load_own_state(self, state: dict[str, Any]) -> None:
         """Take back what :meth:`own_state` gave."""
+        memory = state["memory"]
+        self.memory = {
+            p: {key: t.detach().to(p.device, copy=True) for key, t in memory[i].items()}
+            for i, p in self._numbered()
+            if i in memory
+        }
+
+    def _numbered(self) -> list[tuple[int, Tensor]]:
+        return list(enumerate(p for group in self.param_groups for p in group["params"]))
 
     def _share(self) -> None:
         self.param_groups = self.optimizer.param_groups

@@ -2,8 +2,10 @@ r"""A loss that answers queries: values, gradients, slopes, Hessian products, ra
 
 from __future__ import annotations
 
+import copy
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple, final
 
 import torch
@@ -12,11 +14,12 @@ from torch.autograd import forward_ad
 
 from steepest.oracles._passes import (
     Over,
+    Replay,
     check_directions,
     fresh,
+    named,
     recording,
     tangents,
-    trainable,
 )
 
 
@@ -49,6 +52,10 @@ class HessianProduct(NamedTuple):
     """The Hessian times the direction; one tensor for each parameter, of its shape."""
 
 
+_Term = tuple[Callable[[], Tensor], AbstractContextManager[None]]
+"""One loss of a sum, and the context that it is evaluated in."""
+
+
 @final
 class Objective:
     r"""A loss :math:`f(\theta)` as an oracle: ask it for what a method needs, and count.
@@ -70,15 +77,21 @@ class Objective:
 
     What the loss does, it does in each query: dropout draws from torch's generators, batch
     normalization in training mode updates its statistics. Two queries of a noisy loss are two
-    draws; for the same one, seed inside the loss.
+    draws, unless ``replay=True``: then every query repeats the random numbers of the first, and
+    the loss is one function of the parameters. Differences of values mean nothing without it.
 
     Args:
         loss: Callable without arguments that computes the loss from the parameters and returns
             it, a tensor with one element. It calls neither ``zero_grad`` nor ``backward``. A loss
             that contains derivatives (the residual of a differential equation) computes these
-            under ``torch.enable_grad()``.
-        over: What to differentiate in: a module, or tensors that the loss reads. Those that
-            require no gradient are left out, tied ones count once.
+            under ``torch.enable_grad()``. A list of callables stands for their sum; they are
+            asked one after the other, so memory is that of one, and passes count for each.
+        over: What to differentiate in: a module, tensors that the loss reads, or pairs of a name
+            and a tensor. Those that require no gradient are left out, tied ones count once.
+        replay: Repeat the first query's random numbers, of torch's generators for the CPU and
+            for the parameters' devices, in all later ones.
+        average: Callable that puts in place of tensors their mean over processes, each with its
+            own batch; answers are then those about the mean of the processes' losses.
 
     Raises:
         TypeError: If the loss cannot be called, or something in ``over`` is not a tensor.
@@ -105,18 +118,49 @@ class Objective:
         (7, 3)
     """
 
-    def __init__(self, loss: Callable[[], Tensor], over: Over) -> None:
-        if not callable(loss):
-            raise TypeError(
-                f"the loss is of type {type(loss).__name__}: pass a callable that returns it, "
-                "lambda: loss_fn(model(x), y)"
-            )
+    def __init__(
+        self,
+        loss: Callable[[], Tensor] | list[Callable[[], Tensor]],
+        over: Over,
+        *,
+        replay: bool = False,
+        average: Callable[[Sequence[Tensor]], None] | None = None,
+    ) -> None:
+        losses: list[Callable[[], Tensor]] = loss if isinstance(loss, list) else [loss]
+        for each in losses:
+            if not callable(each):
+                raise TypeError(
+                    f"the loss is of type {type(each).__name__}: pass a callable that returns it, "
+                    "lambda: loss_fn(model(x), y)"
+                )
+        self.names, self.params = named(over)
+        """Names of the parameters, or None; and the parameters, in the order of directions and
+        answers."""
         self.loss = loss
-        self.params = trainable(over)
-        """The parameters, in the order of directions and answers."""
+        self._terms: list[_Term] = [
+            (each, Replay(self.params) if replay else nullcontext()) for each in losses
+        ]
+        self._average = average
         self.counts: Counter[str] = Counter()
         """Answered queries by name, and the passes (``forward``, ``backward``) that they took;
         ``counts.clear()`` starts anew."""
+
+    @property
+    def terms(self) -> list[Objective]:
+        """The losses of a sum, each as an objective of its own; what it counts is counted here.
+
+        Example:
+            >>> p = torch.tensor(3.0, requires_grad=True)
+            >>> f = Objective([lambda: p**2, lambda: 4 * p], [p])
+            >>> [term.gradient().gradient[0] for term in f.terms], f.counts["backward"]
+            ([tensor(6.), tensor(4.)], 2)
+        """
+        parts = []
+        for term in self._terms:
+            part = copy.copy(self)
+            part.loss, part._terms = term[0], [term]
+            parts.append(part)
+        return parts
 
     def value(self) -> Tensor:
         r"""The loss :math:`f(\theta)`, without a graph. Cost: one forward pass.
@@ -135,7 +179,8 @@ class Objective:
             tensor(9.)
         """
         with recording(False):
-            value = self._evaluate().detach().clone()
+            value = self._value()
+            self._mean([value])
         self._count("value", forward=1)
         return value
 
@@ -154,7 +199,8 @@ class Objective:
         Raises:
             TypeError: If the loss does not return a tensor.
             ValueError: If it does not return a single real number.
-            RuntimeError: If it calls ``backward``, or depends on none of the parameters.
+            RuntimeError: If it calls ``backward``, or depends on none of the parameters; or if a
+                graph is asked for that would have to reach into other processes.
 
         Example:
             The gradient of the squared norm of a gradient.
@@ -164,13 +210,19 @@ class Objective:
             >>> torch.autograd.grad(g.square().sum(), p)[0]
             tensor([ 36., 288.])
         """
+        if create_graph and self._average is not None:
+            raise RuntimeError("a mean over processes keeps no graph: use create_graph=False")
         with recording(True, dear=create_graph):
-            loss = self._evaluate_graph()
-            grads = self._differentiate(loss, create_graph)
-            answer = Gradient(
-                loss if create_graph else loss.detach().clone(),
-                fresh(grads, self.params),
-            )
+            values, gradients = [], []
+            for term in self._terms:
+                loss = self._evaluate_graph(term)
+                grads = self._differentiate(loss, create_graph)
+                values.append(loss if create_graph else loss.detach().clone())
+                gradients.append(fresh(grads, self.params))
+                del loss, grads  # and their graph, before the next one
+                _add(gradients, in_place=not create_graph)
+            answer = Gradient(_total(values), gradients[0])
+            self._mean([answer.value, *answer.gradient])
         self._count("gradient", forward=1, backward=1)
         return answer
 
@@ -205,10 +257,15 @@ class Objective:
         """
         vectors = check_directions(self.params, directions)
         with recording(False, dear=True), tangents(self.params, vectors):
-            value, slope = forward_ad.unpack_dual(self._evaluate())
-            if slope is None:
-                raise RuntimeError(_INDEPENDENT)
-            answer = Derivative(value.detach().clone(), slope.detach().clone())
+            values, slopes = [], []
+            for term in self._terms:
+                value, slope = forward_ad.unpack_dual(self._evaluate(term))
+                if slope is None:
+                    raise RuntimeError(_INDEPENDENT)
+                values.append(value.detach().clone())
+                slopes.append(slope.detach().clone())
+            answer = Derivative(_total(values), _total(slopes))
+            self._mean(answer)
         self._count("derivative", forward=1)
         return answer
 
@@ -242,22 +299,16 @@ class Objective:
         """
         vectors = check_directions(self.params, directions)
         with recording(True, dear=True):
-            loss = self._evaluate_graph()
-            grads = self._differentiate(loss, create_graph=True)
-            curved = [
-                (g, v)
-                for g, v in zip(grads, vectors, strict=True)
-                if g is not None and g.requires_grad
-            ]
-            product: Sequence[Tensor | None] = [None] * len(grads)
-            if curved:
-                outputs, weights = zip(*curved, strict=True)
-                product = torch.autograd.grad(outputs, self.params, weights, allow_unused=True)
-            flat = [g if g is None else g.detach() for g in grads]
-            gradient = fresh(flat, self.params)
-            answer = HessianProduct(
-                loss.detach().clone(), gradient, fresh(product, self.params, vectors + gradient)
-            )
+            values, gradients, products = [], [], []
+            for term in self._terms:
+                value, gradient, product = self._hvp(term, vectors)
+                values.append(value)
+                gradients.append(gradient)
+                products.append(product)
+                _add(gradients)
+                _add(products)
+            answer = HessianProduct(_total(values), gradients[0], products[0])
+            self._mean([answer.value, *answer.gradient, *answer.product])
         self._count("hvp", forward=1, backward=2)
         return answer
 
@@ -301,25 +352,53 @@ class Objective:
                     for p, start, d in zip(self.params, home, move, strict=True):
                         torch.add(start, d, out=p.data)
                     torch.clear_autocast_cache()
-                    losses.append(self._evaluate().detach().clone())
+                    losses.append(self._value())
             finally:
                 for p, start in zip(self.params, home, strict=True):
                     p.data.copy_(start)
-            order: list[int] = torch.stack(losses).argsort(stable=True).tolist()
+            heights = torch.stack(losses)
+            self._mean([heights])
+            order: list[int] = heights.argsort(stable=True).tolist()
         self._count("rank", forward=len(moves))
         return order[:top]
 
     def _count(self, query: str, forward: int = 0, backward: int = 0) -> None:
-        self.counts.update({query: 1, "forward": forward, "backward": backward})
+        terms = len(self._terms)
+        self.counts.update({query: 1, "forward": terms * forward, "backward": terms * backward})
 
-    def _evaluate(self) -> Tensor:
-        """Run the loss in the modes that are set, check what it returns, keep ``.grad`` safe."""
+    def _value(self) -> Tensor:
+        return _total([self._evaluate(term).detach().clone() for term in self._terms])
+
+    def _hvp(self, term: _Term, vectors: Sequence[Tensor]) -> HessianProduct:
+        loss = self._evaluate_graph(term)
+        grads = self._differentiate(loss, create_graph=True)
+        curved = [
+            (g, v) for g, v in zip(grads, vectors, strict=True) if g is not None and g.requires_grad
+        ]
+        product: Sequence[Tensor | None] = [None] * len(grads)
+        if curved:
+            outputs, weights = zip(*curved, strict=True)
+            product = torch.autograd.grad(outputs, self.params, weights, allow_unused=True)
+        flat = [g if g is None else g.detach() for g in grads]
+        gradient = fresh(flat, self.params)
+        return HessianProduct(
+            loss.detach().clone(), gradient, fresh(product, self.params, [*vectors, *gradient])
+        )
+
+    def _mean(self, tensors: Sequence[Tensor]) -> None:
+        if self._average is not None:
+            self._average(tensors)
+
+    def _evaluate(self, term: _Term) -> Tensor:
+        """Run a loss in the modes that are set, check what it returns, keep ``.grad`` safe."""
+        function, noise = term
         leaves = [p for p in self.params if p.is_leaf]
         held = [p.grad for p in leaves]
         try:
             for p in leaves:
                 p.grad = None
-            loss = self.loss()
+            with noise:
+                loss = function()
             went_back = any(p.grad is not None for p in leaves)
         except RuntimeError as error:
             if "does not require grad" in str(error) and not torch.is_grad_enabled():
@@ -348,8 +427,8 @@ class Objective:
             )
         return loss.reshape(())
 
-    def _evaluate_graph(self) -> Tensor:
-        loss = self._evaluate()
+    def _evaluate_graph(self, term: _Term) -> Tensor:
+        loss = self._evaluate(term)
         if not loss.requires_grad:
             raise RuntimeError(_INDEPENDENT)
         return loss
@@ -368,6 +447,17 @@ class Objective:
         if all(g is None for g in grads):
             raise RuntimeError(_INDEPENDENT)
         return grads
+
+
+def _total(values: Sequence[Tensor]) -> Tensor:
+    return values[0] if len(values) == 1 else torch.stack(list(values)).sum(0)
+
+
+def _add(answers: list[list[Tensor]], *, in_place: bool = True) -> None:
+    """Put the sum in place of two answers."""
+    if len(answers) == 2:
+        pairs = zip(*answers, strict=True)
+        answers[:] = [[a.add_(b) if in_place else a + b for a, b in pairs]]
 
 
 _BACKWARD = (

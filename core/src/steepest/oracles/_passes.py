@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,27 +13,37 @@ from torch.autograd import forward_ad
 from torch.autograd.grad_mode import _unsafe_preserve_version_counter
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-Over = torch.nn.Module | Iterable[Tensor]
+Over = torch.nn.Module | Iterable[Tensor] | Iterable[tuple[str, Tensor]]
 
 
 def trainable(over: Over) -> list[Tensor]:
-    """Tensors of a module or an iterable that require a gradient, each once.
+    """Tensors that require a gradient, each once; see :func:`named`."""
+    return named(over)[1]
+
+
+def named(over: Over) -> tuple[list[str] | None, list[Tensor]]:
+    """Names, where there are any, and tensors that require a gradient, each once.
 
     Raises:
         TypeError: If something in the iterable is not a tensor.
         ValueError: If nothing requires a gradient.
     """
-    given: list[Tensor] = list(over.parameters() if isinstance(over, torch.nn.Module) else over)
-    for i, p in enumerate(given):
+    given: list[Any] = list(over.named_parameters() if isinstance(over, torch.nn.Module) else over)
+    pairs = given and all(isinstance(item, tuple) and len(item) == 2 for item in given)
+    names, tensors = zip(*given, strict=True) if pairs else (range(len(given)), given)
+    params: dict[int, tuple[str, Tensor]] = {}
+    for name, p in zip(names, tensors, strict=True):
         if not isinstance(p, Tensor):
-            raise TypeError(f"parameter {i} is of type {type(p).__name__}, not a tensor")
-    params = {id(p): p for p in given if p.requires_grad}
+            raise TypeError(f"parameter {name} is of type {type(p).__name__}, not a tensor")
+        if p.requires_grad:
+            params.setdefault(id(p), (name, p))
     if not params:
         raise ValueError(
             f"none of the {len(given)} parameters requires a gradient: unfreeze some with "
             "requires_grad_(True)"
         )
-    return list(params.values())
+    kept = list(params.values())
+    return [name for name, _ in kept] if pairs else None, [p for _, p in kept]
 
 
 def check_directions(params: Sequence[Tensor], directions: Iterable[Tensor]) -> list[Tensor]:
@@ -81,6 +92,36 @@ def recording(graph: bool, *, dear: bool = False) -> Iterator[None]:
             )
             torch.backends.mha.set_fastpath_enabled(False)
         yield
+
+
+class Replay:
+    """Context that repeats, each later time, the random numbers of the first time.
+
+    Generators of the CPU and of the tensors' devices are set, and put back.
+    """
+
+    def __init__(self, tensors: Iterable[Tensor]) -> None:
+        self._devices = list({t.device for t in tensors if t.device.type != "cpu"})
+        self._start: list[Tensor] | None = None
+        self._later: list[Tensor] | None = None
+
+    def __enter__(self) -> None:
+        now = [torch.get_rng_state()]
+        now += [torch.get_device_module(d).get_rng_state(d) for d in self._devices]
+        if self._start is None:
+            self._start, self._later = now, None
+        else:
+            self._later = now
+            self._set(self._start)
+
+    def __exit__(self, *_: object) -> None:
+        if self._later is not None:
+            self._set(self._later)
+
+    def _set(self, states: list[Tensor]) -> None:
+        torch.set_rng_state(states[0])
+        for device, state in zip(self._devices, states[1:], strict=True):
+            torch.get_device_module(device).set_rng_state(state, device)
 
 
 @contextmanager

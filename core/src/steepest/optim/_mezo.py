@@ -1,0 +1,137 @@
+r"""MeZO: descent with the memory of inference."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, final
+
+import torch
+
+from steepest._registry import method
+from steepest.estimators import SPSA
+from steepest.optim._base import Params
+from steepest.optim._checks import check_hyperparameters
+from steepest.optim._oracle import Answer, OracleDriven
+from steepest.oracles import Objective
+
+
+@final
+@method(
+    paper="malladi2023finetuning",
+    title="Fine-Tuning Language Models with Just Forward Passes",
+    oracle="value",
+    scope="model",
+    forward=2,
+    backward=0,
+    state_bytes=0,
+    claims={"descends_quadratic", "uniform_decay"},
+)
+class MeZO(OracleDriven):
+    r"""MeZO: SPSA whose directions are made anew from a seed each time that they are needed.
+
+    .. math::
+
+        w_i = \frac{f(\theta + \epsilon z_i) - f(\theta - \epsilon z_i)}{2 \epsilon n}, \qquad
+        \theta \leftarrow (1 - \eta\lambda)\, \theta - \eta \sum_{i=1}^n w_i z_i.
+
+    Neither gradients, nor activations, nor the directions :math:`z_i` are ever in memory: noise
+    is a function of (seed, element), made in a processor's registers and added to the parameters
+    in place. What a step learns is :math:`n` numbers, and with the seed they are the step. The
+    loss need not be differentiable.
+
+    Progress does not suffer from the dimension as one would fear: where the Hessian has a low
+    effective rank :math:`r`, the rate depends on :math:`r`.
+
+    Args:
+        params: Parameters, named parameters, or groups. With names
+            (``model.named_parameters()``) a parameter's noise belongs to its name, whatever the
+            order; without, to its position.
+        lr: Step :math:`\eta`. As the estimate is as noisy as the dimension is high, much smaller
+            than for gradients; the paper takes 1e-7 to 1e-6 for language models.
+        eps: Radius :math:`\epsilon` of the probes, in the parameters' units.
+        samples: Directions :math:`n` a step; two forward passes each.
+        weight_decay: Decoupled decay :math:`\lambda`.
+        kind: ``gaussian`` or ``rademacher`` directions.
+        seed: Seed of the directions.
+        maximize: Ascend.
+
+    Raises:
+        ValueError: If a hyper-parameter is out of its range.
+
+    Example:
+        On a linear function of one variable a sign probes the slope exactly.
+
+        >>> p = torch.nn.Parameter(torch.tensor([1.0], dtype=torch.float64))
+        >>> _ = MeZO([p], lr=0.1, kind="rademacher").step(lambda: (3 * p).sum())
+        >>> p.data.round(decimals=6)
+        tensor([0.7000], dtype=torch.float64)
+
+    Reference:
+        :cite:t:`malladi2023finetuning`; the estimator is :cite:t:`spall1992multivariate`'s.
+
+    Deviations:
+        The paper's code puts the model in evaluation mode; here it stays as it is, and the two
+        values of a pair see the same dropout masks. Parameters return from a probe by
+        subtraction, to within rounding, as in the paper's code; those of half precision return
+        from a copy, since their rounding would add up.
+
+    When not to use it:
+        Where a gradient fits in memory. Or in half precision with a small ``lr``: an update far
+        below a weight's last digit is lost. Keep float32 weights under autocast.
+    """
+
+    oracle = "value"
+
+    def __init__(
+        self,
+        params: Params,
+        lr: float = 1e-6,
+        eps: float = 1e-3,
+        samples: int = 1,
+        weight_decay: float = 0.0,
+        kind: str = "gaussian",
+        *,
+        seed: int = 0,
+        maximize: bool = False,
+    ) -> None:
+        self.estimator = SPSA(eps, samples, kind, in_place=True)
+        super().__init__(params, {"lr": lr, "weight_decay": weight_decay, "maximize": maximize})
+        self.seed = seed
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a group, as ``torch.optim``; a bad one changes nothing."""
+        check_hyperparameters("MeZO", {**self.defaults, **param_group})
+        super().add_param_group(param_group)
+
+    def query(self, objective: Objective) -> Answer:
+        """Read pairs of values; remember no direction."""
+        value, weights = self.estimator.project(objective, self.draw())
+        return Answer(objective, value, None, weights)
+
+    @torch.no_grad()
+    def update(self, answer: Answer) -> None:
+        """Make the directions again, and step along them."""
+        for group in self.param_groups:
+            check_hyperparameters("MeZO", group)
+        if not all(map(math.isfinite, answer.rest.values())):
+            raise RuntimeError(
+                "MeZO: the loss is NaN or infinite near the parameters; nothing has moved. Lower "
+                "lr if it grew, eps if it is fine at the parameters themselves"
+            )
+        places = self.estimator.places(answer.objective)
+        known = dict(zip(answer.objective.params, places, strict=True))
+        for group in self.param_groups:
+            params = [p for p in group["params"] if p in known]
+            lr = float(group["lr"]) * (-1.0 if group["maximize"] else 1.0)
+            if group["weight_decay"]:
+                for p in params:
+                    p.mul_(1 - float(group["lr"]) * float(group["weight_decay"]))
+            self.estimator.accumulate_(
+                [p.detach() for p in params],
+                self.draw(),
+                {i: -lr * w for i, w in answer.rest.items()},
+                [known[p] for p in params],
+            )
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "estimator": self.estimator}

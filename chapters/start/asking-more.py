@@ -113,8 +113,10 @@ def tensors(tree):
 def price(make):
     """Forward and backward passes, peak bytes, and milliseconds of a step."""
     torch.manual_seed(0)
-    layers = [torch.nn.Linear(64, 64), torch.nn.Tanh()]
-    net = torch.nn.Sequential(*copy.deepcopy(4 * layers), torch.nn.Linear(64, 10))
+    hidden = [
+        m for _ in range(4) for m in (torch.nn.Linear(64, 64), torch.nn.Tanh())
+    ]
+    net = torch.nn.Sequential(*hidden, torch.nn.Linear(64, 10))
     opt = make(net.named_parameters())
     f = Objective(lambda: F.cross_entropy(net(x), y), net)
 
@@ -389,7 +391,7 @@ def study(lr, rho, seed, epochs=60):
     opt = torch.optim.SGD(net.parameters(), lr=lr, momentum=0.9)
     sam = SAM(opt, rho=rho) if rho else None
     rng, best = torch.Generator().manual_seed(seed), (0.0, 0.0)
-    for _ in range(epochs):
+    for epoch in range(1, epochs + 1):
         for rows in torch.randperm(600, generator=rng).split(100):
             batch = xn[rows], yn[rows]
             if sam:
@@ -398,9 +400,10 @@ def study(lr, rho, seed, epochs=60):
                 opt.zero_grad()
                 error(*batch).backward()
                 opt.step()
-        with torch.no_grad():
-            now = accuracy(net, val.inputs, val.targets), accuracy(net, *clean)
-        best = max(best, tuple(a.item() for a in now))
+        if epoch % 3 == 0:
+            with torch.no_grad():
+                now = accuracy(net, val.inputs, val.targets), accuracy(net, *clean)
+            best = max(best, tuple(a.item() for a in now))
     curve = sharpness(Objective(lambda: error(xn, yn), net))
     return torch.tensor([*now, *best, curve])
 
@@ -508,8 +511,6 @@ print("on a quadratic it is g + rho H g / |g|, to 1e-6: True")
 
 # %%
 show(AdaHessian.query)
-
-# %%
 RULES["adahessian"]
 
 # %% [markdown]
@@ -572,7 +573,7 @@ f = Objective(lambda: 0.5 * p @ (dense @ p), [p])
 tries = [1, 4, 16]
 spread = []
 for n in tries:
-    draws = [hutchinson(f, seed=s, samples=n).diagonal[0] for s in range(60)]
+    draws = [hutchinson(f, seed=s, samples=n).diagonal[0] for s in range(40)]
     spread.append(torch.stack(draws).var(0).sum().sqrt().item())
 law = (dense - dense.diag().diag()).norm().item()
 
@@ -612,7 +613,9 @@ p = torch.nn.Parameter(start.clone())
 f = Objective(lambda: 0.5 * p @ (H @ p), [p])
 assert torch.allclose(hutchinson(f, seed=0).diagonal[0], h, rtol=1e-12)
 print("along the axes one product gives the diagonal exactly: True")
-assert max(ends["AdaHessian"]) < 1e-8
+pure = quadratic(partial(AdaHessian, eps=0.0), H, start)[-1]
+assert max(ends["AdaHessian"]) < 1e-8 and 0.8 < pure / ends["AdaHessian"][0] < 1.25
+print("without eps, AdaHessian ends as low at 1e6 as at 1, within 25 %: True")
 assert ends["AdaHessian"][-1] < 0.01 * ends["Adam"][-1]
 assert ends["Adam"][-1] < 1e-3 * ends["SGD"][-1]
 stale = quadratic(partial(Adam, lr=chosen[0]), H, start)[-1]
@@ -620,13 +623,14 @@ assert stale > 1000 * ends["Adam"][-1]
 print("condition 1e6: AdaHessian ends below a hundredth of the best Adam: True")
 final = [run[-1] for run in turned.values()]
 assert max(final) < 3 * min(final) and min(final) > 0.1 * turned["SGD"][0]
+assert final[-1] == max(final)
 print("Adam at its best rate for condition 1 ends a thousand times as high: True")
 print("turned: the three end within a factor of 3, none below a tenth: True")
 assert all(0.8 < s * n**0.5 / law < 1.25 for s, n in zip(spread, tries))
 print("the noise falls as one over the root of the products: True")
 
 # %% [markdown]
-# Along the axes the condition number is gone, at the default learning rate. Adam comes far, but has to find a learning rate for each bowl: with the best one for condition 1, it is left far above what it can reach at $10^6$. Turned, everything changes. The diagonal of a turned bowl says little: each entry is a mixture of all curvatures, dominated by the largest, and the estimate is as noisy as the rest of its row is large. More products make it less noisy, and no more useful. As for Adam, what helps is structure *along the axes*.
+# Along the axes the condition number is gone, at the default learning rate. (The little that is left of it is $\epsilon = 10^{-4}$, beside a smallest curvature of $10^{-3}$.) Adam comes far, but has to find a learning rate for each bowl: with the best one for condition 1, it is left far above what it can reach at $10^6$. Turned, everything changes: all three crawl, AdaHessian last. The diagonal of a turned bowl says little: each entry is a mixture of all curvatures, dominated by the largest, and the estimate is as noisy as the rest of its row is large. More products make it less noisy, and no more useful. As for Adam, what helps is structure *along the axes*.
 #
 # **When to use it.** Where parameters have different scales and the loss is smooth: coordinates with units of their own, and layers that differ in scale. Its learning rate is a fraction of a distance and has no unit, so the default is a fair start. **When not.** Where the loss has no second derivative worth the name, where two more passes are too dear, or where curvature is spread over rows.
 #
@@ -668,13 +672,13 @@ for name, make in {
         AdamW(params, lr=0.01), SPSA(samples=2)
     ),
 }.items():
-    module, trainer = fit(make, max_epochs=4)
+    module, trainer = fit(make, max_epochs=3)
     score = trainer.test(module, DigitsData(), verbose=False)
     results[name] = score[0]["test_accuracy"]
     print(f"{name:15s} {100 * results[name]:.1f} % of the test digits")
 
 # %% [markdown]
-# That is no race: four epochs, one seed, and learning rates that nobody tuned. The first two see gradients, the others guess them, and 160 steps are few for that.
+# That is no race: three epochs, one seed, and learning rates that nobody tuned. The first two see gradients, the others guess them, and 120 steps are few for that.
 #
 # What the callback guarantees: **(1)** every query of a step is about the same batch, with the same random numbers, so dropout drops the same units. **(2)** What your `training_step` leaves behind, it leaves behind once: logs, metrics and the statistics of batch normalization are those of the first pass. **(3)** What Lightning does around a step, it does: gradients lie in `.grad` before the step and are clipped there, batches accumulate, schedules move, checkpoints resume. **(4)** What cannot be done is refused, before anything has moved. With an optimizer that asks nothing, the callback does nothing.
 

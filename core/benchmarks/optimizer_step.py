@@ -2,31 +2,43 @@
 
     python core/benchmarks/optimizer_step.py [--optimizer AdamW Adam] [--sets transformer small]
 
-Rivals take turns, round by round, so that a machine that slows down slows all of them. A row
-gives the median time, the bytes that the step has to move (read parameter, gradient and state,
-write parameter and state), the bandwidth that this makes of the median time, as a share of a
-copy's bandwidth measured in the same rounds, and the ratio to torch's fused step. On a CPU the
-share can exceed 1: a copy also fetches the memory that it is about to overwrite, which an update
-in place has read anyway.
+By default every optimizer is timed that takes gradients from ``.grad``; a wrapper has AdamW
+inside. Rivals take turns, round by round, so that a machine that slows down slows all of them. A
+row gives the median time, the bytes that the step has to move (read parameter, gradient and
+state, write parameter and state), the bandwidth that this makes of the median time, as a share
+of a copy's bandwidth measured in the same rounds, the most memory that a step allocates on the
+way, in bytes a parameter, and the ratio to torch's fused step. On a CPU the share can exceed 1: a
+copy also fetches the memory that it is about to overwrite, which an update in place has read
+anyway. Allocations are those through torch; a kernel's own scratch space is not seen.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib.metadata
 import json
 import platform
 import statistics
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from tqdm import tqdm
 
+from steepest import optim
 from steepest.kernels import available_backends
-from steepest.optim import find
 
 Step = Callable[[], object]
+
+PEERS = {
+    "Grokfast": lambda peers, params: peers.GrokFastAdamW(params),
+    "PerpGrad": lambda peers, params: peers.OrthoGrad(peers.AdamW(params)),
+}
+"""Where a peer has another name than ours, or another form."""
 
 
 def transformer() -> list[tuple[int, ...]]:
@@ -66,13 +78,22 @@ def parameters(shapes: list[tuple[int, ...]], device: torch.device) -> list[torc
     return params
 
 
+def competitors() -> list[str]:
+    """Names of the optimizers that take gradients from ``.grad``."""
+    return [n for n in optim.list() if not issubclass(optim.find(n), optim.OracleDriven)]
+
+
+def make(name: str, params: list[torch.nn.Parameter], backend: str) -> torch.optim.Optimizer:
+    """An optimizer of ours; a wrapper around AdamW."""
+    return optim.create(name, params, base="AdamW", backend=backend)
+
+
 def rivals(name: str, shapes: list[tuple[int, ...]], device: torch.device) -> Iterator[tuple]:
     """Name, step and optimizer of every implementation, each on parameters of its own."""
-    cls = find(name)
     fits = {"cpu": "cpu", "cuda": "triton"}[device.type]
     for backend in available_backends():
         if backend in ("torch", fits):
-            opt = cls(parameters(shapes, device), backend=backend)
+            opt = make(name, parameters(shapes, device), backend)
             yield f"steepest, {backend}", opt.step, opt
     theirs = getattr(torch.optim, name, None) or getattr(torch.optim, name.capitalize(), None)
     if theirs is not None:
@@ -87,10 +108,53 @@ def rivals(name: str, shapes: list[tuple[int, ...]], device: torch.device) -> It
         import pytorch_optimizer
     except ImportError:
         return
-    peer = getattr(pytorch_optimizer, name, None)
-    if peer is not None:
+    by_name = {n.lower(): value for n, value in vars(pytorch_optimizer).items()}
+    peer = by_name.get(name.lower())
+    if name in PEERS:
+        opt = PEERS[name](pytorch_optimizer, parameters(shapes, device))
+        yield "pytorch_optimizer", opt.step, opt
+    elif isinstance(peer, type):
         opt = peer(parameters(shapes, device))
         yield "pytorch_optimizer", opt.step, opt
+
+
+class Allocations(TorchDispatchMode):
+    """Most bytes that tensors made in the context hold at a time."""
+
+    now = most = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        old = {t.untyped_storage().data_ptr() for t in tensors((args, kwargs))}
+        for t in tensors(out):
+            memory = t.untyped_storage()
+            if memory.data_ptr() not in old:
+                self.add(memory.nbytes())
+                weakref.finalize(memory, self.add, -memory.nbytes())
+        return out
+
+    def add(self, size: int) -> None:
+        """Count bytes that come, or go."""
+        self.now += size
+        self.most = max(self.most, self.now)
+
+
+def tensors(tree: object) -> list[torch.Tensor]:
+    """Tensors in a nested structure."""
+    return [t for t in tree_leaves(tree) if isinstance(t, torch.Tensor)]
+
+
+def allocated(step: Step, device: torch.device) -> int:
+    """Most bytes that a step allocates on the way."""
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        step()
+        return torch.cuda.max_memory_allocated() - before
+    with Allocations() as seen:
+        step()
+    return seen.most
 
 
 def clock(step: Step, device: torch.device) -> float:
@@ -120,16 +184,13 @@ def measure(name: str, set_name: str, rounds: int, device: torch.device) -> list
         for label, step in steps.items():
             times[label].append(clock(step, device))
     median = {label: statistics.median(values) for label, values in times.items()}
+    extra = {label: allocated(step, device) for label, step, _ in entries}
     copy = 2 * source.nbytes / median["copy"]
     rows = []
     for label, _, opt in entries:
-        params = [p for g in opt.param_groups for p in g["params"]]
-        state = sum(
-            v.nbytes
-            for p in params
-            for v in opt.state[p].values()
-            if isinstance(v, torch.Tensor) and v.numel() == p.numel() > 1
-        )
+        inner = opt.state_dict()
+        own = {t.data_ptr(): t for t in tensors(inner) if t.numel() > 1}
+        state = sum(t.nbytes for t in own.values())
         moved = 2 * state + 12 * count
         rows.append(
             {
@@ -138,6 +199,7 @@ def measure(name: str, set_name: str, rounds: int, device: torch.device) -> list
                 "implementation": label,
                 "ms": 1e3 * median[label],
                 "bytes_per_parameter": moved / count,
+                "allocated_per_parameter": extra[label] / count,
                 "share_of_copy": moved / median[label] / copy,
                 "over_torch_fused": median[label] / median.get("torch, fused", float("nan")),
                 "copy_gb_per_s": copy / 1e9,
@@ -160,11 +222,19 @@ def machine(device: torch.device) -> str:
     return f"{model}, {torch.get_num_threads()} threads"
 
 
+def peer_version() -> str | None:
+    """Version of pytorch_optimizer, if it is installed."""
+    try:
+        return importlib.metadata.version("pytorch_optimizer")
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
 def main() -> None:
     """Print a table; write JSON if asked."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--optimizer", nargs="+", default=["AdamW"])
-    parser.add_argument("--sets", nargs="+", default=["transformer", "small"], choices=SETS)
+    parser.add_argument("--optimizer", nargs="+", default=competitors())
+    parser.add_argument("--sets", nargs="+", default=list(SETS), choices=SETS)
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--json", type=Path, help="also write the rows to this file")
@@ -177,17 +247,24 @@ def main() -> None:
             part = measure(name, set_name, args.rounds, device)
             copy = part[0]["copy_gb_per_s"]
             print(f"\n{name}, {set_name} (a copy moves {copy:.1f} GB/s)")
-            print(f"{'':24s}{'ms':>9s}{'B/param':>9s}{'of copy':>9s}{'/ fused':>9s}")
+            print(f"{'':24s}{'ms':>9s}{'B/param':>9s}{'+ alloc':>9s}{'of copy':>9s}{'/ fused':>9s}")
             for row in part:
                 print(
                     f"{row['implementation']:24s}{row['ms']:9.2f}{row['bytes_per_parameter']:9.0f}"
-                    f"{row['share_of_copy']:9.0%}{row['over_torch_fused']:9.2f}"
+                    f"{row['allocated_per_parameter']:9.1f}{row['share_of_copy']:9.0%}{row['over_torch_fused']:9.2f}"
                 )
             rows += part
     if device.type == "cpu":
         print("\nNot measured: a GPU. Triton's interpreter is no measure of speed.")
     if args.json:
-        record = {"machine": machine(device), "torch": torch.__version__, "rows": rows}
+        record = {
+            "machine": machine(device),
+            "device": device.type,
+            "torch": torch.__version__,
+            "pytorch_optimizer": peer_version(),
+            "rounds": args.rounds,
+            "rows": rows,
+        }
         args.json.write_text(json.dumps(record, indent=1) + "\n", "utf-8")
 
 

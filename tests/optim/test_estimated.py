@@ -8,7 +8,7 @@ import torch
 
 from steepest.estimators import SPSA, ForwardGradient
 from steepest.kernels import split_seed
-from steepest.optim import AdamW, Estimated, OracleDriven, Wrapper, create, find
+from steepest.optim import AdamW, ClipNorm, Estimated, OracleDriven, Wrapper, create, find
 from steepest.optim import list as list_optimizers
 from steepest.oracles import Objective
 
@@ -100,6 +100,24 @@ def test_copies_share_nothing_with_the_original_and_all_with_their_inner():
     assert twin.state is twin.optimizer.state and twin.param_groups is twin.optimizer.param_groups
     assert twin.state is not opt.state
     assert (twin.seed, twin.steps, twin.estimator.eps) == (0, 1, 1e-3)
+
+
+def test_two_wrappers_of_a_kind_keep_their_own_numbers():
+    def nested(lr):
+        p = torch.nn.Parameter(torch.ones(2))
+        inner = ClipNorm(AdamW([p], lr=lr), max_norm=0.5)
+        return p, ClipNorm(inner, max_norm=7.0)
+
+    p, opt = nested(0.1)
+    p.grad = torch.ones(2)
+    opt.step()
+    _, other = nested(0.3)
+    other.max_norm = other.optimizer.max_norm = 1.0
+    other.load_state_dict(opt.state_dict())
+    assert (other.max_norm, other.optimizer.max_norm, other.steps) == (7.0, 0.5, 1)
+    assert other.param_groups[0]["lr"] == 0.1
+    with pytest.raises(ValueError, match="saved without ClipNorm"):
+        other.load_state_dict(opt.optimizer.state_dict())
 
 
 def test_a_group_that_joins_later():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+import textwrap
 import warnings
 from collections.abc import Sequence
 
@@ -25,6 +26,8 @@ class UsageError(Exception):
 
 
 def _parser() -> argparse.ArgumentParser:
+    names = ", ".join(name for name in optim.list() if not _wraps(name))
+    optimizers = textwrap.fill(names, 78, initial_indent="  ", subsequent_indent="  ")
     tasks = "\n".join(f"  {task.name:<12}{task.summary}" for task in TASKS.values())
     parser = argparse.ArgumentParser(
         PROG,
@@ -35,7 +38,7 @@ tasks:
 {tasks}
 
 optimizers:
-  {", ".join(name for name in optim.list() if not _wraps(name))}
+{optimizers}
 
 examples:
   {PROG} --task digits --optimizer AdamW

@@ -1,5 +1,6 @@
 """Objectives: outputs, or points, to a loss."""
 
+from steepest.objectives._stablemax import stablemax_cross_entropy as stablemax_cross_entropy
 from steepest.objectives._surfaces import SURFACES as SURFACES
 from steepest.objectives._surfaces import Surface as Surface
 from steepest.objectives._surfaces import beale as beale
@@ -8,3 +9,4 @@ from steepest.objectives._surfaces import ravine as ravine
 from steepest.objectives._surfaces import rosenbrock as rosenbrock
 from steepest.objectives._surfaces import saddle as saddle
 from steepest.objectives._surfaces import surface as surface
+from steepest.objectives._vanishing import vanishing_penalty as vanishing_penalty

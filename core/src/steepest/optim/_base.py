@@ -173,7 +173,7 @@ class Elementwise(torch.optim.Optimizer, ABC):
         if not work.params:
             return
         group, rule = work.group, work.rule
-        params, grads = [_real(p) for p in work.params], [_real(g) for g in work.grads]
+        params, grads = [real(p) for p in work.params], [real(g) for g in work.grads]
         states = [self.state[p] for p in work.params]
         for owner, p, state in zip(work.params, params, states, strict=True):
             self._seen[owner] = (owner.shape, owner.dtype)
@@ -231,9 +231,9 @@ class Elementwise(torch.optim.Optimizer, ABC):
                 if key == "step":
                     self.state[p][key] = int(value)
                 elif isinstance(value, Tensor):
-                    value = _real(value) if p.is_complex() and value.is_complex() else value
+                    value = real(value) if p.is_complex() and value.is_complex() else value
                     self.state[p][key] = value.detach().to(
-                        device=p.device, dtype=compute_dtype(_real(p).dtype), copy=True
+                        device=p.device, dtype=compute_dtype(real(p).dtype), copy=True
                     )
 
     def _check_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -259,7 +259,7 @@ class Elementwise(torch.optim.Optimizer, ABC):
                         f"{sorted(entry)}, not {sorted(needed | {'step'})}"
                     )
                 for key in needed & set(entry):
-                    if entry[key].shape not in (p.shape, _real(p).shape):
+                    if entry[key].shape not in (p.shape, real(p).shape):
                         raise ValueError(
                             f"{name}: {key} of parameter {i} has shape {tuple(entry[key].shape)}"
                             f", the parameter {tuple(p.shape)}: load it into the same model"
@@ -287,6 +287,6 @@ class Elementwise(torch.optim.Optimizer, ABC):
 _REMEDY = "make a new optimizer, or put the parameter back as it was"
 
 
-def _real(t: Tensor) -> Tensor:
+def real(t: Tensor) -> Tensor:
     """A complex tensor as pairs of real numbers; a real one as it is."""
     return torch.view_as_real(t) if t.is_complex() else t

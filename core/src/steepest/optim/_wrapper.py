@@ -83,8 +83,13 @@ class Wrapper(torch.optim.Optimizer, ABC):
             self._share()
 
     def state_dict(self) -> dict[str, Any]:
-        """The inner optimizer's checkpoint, and this wrapper's numbers under its name."""
-        return {**self.optimizer.state_dict(), type(self).__name__: self.own_state()}
+        """The inner optimizer's checkpoint, and this wrapper's numbers under its name.
+
+        Of two of a kind, the outer one's name gets a ``+``.
+        """
+        inner = self.optimizer.state_dict()
+        taken = self._key(inner)
+        return {**inner, f"{taken}+" if taken else self._name: self.own_state()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load a checkpoint of the same wrapper around the same optimizer.
@@ -92,13 +97,24 @@ class Wrapper(torch.optim.Optimizer, ABC):
         Raises:
             ValueError: If it was saved without this wrapper, or is not the inner optimizer's.
         """
-        name = type(self).__name__
-        if name not in state_dict:
-            raise ValueError(f"the state_dict was saved without {name}: load it into the optimizer")
-        inner = {key: value for key, value in state_dict.items() if key != name}
+        own = self._key(state_dict)
+        if own is None:
+            raise ValueError(
+                f"the state_dict was saved without {self._name}: load it into the optimizer"
+            )
+        inner = {key: value for key, value in state_dict.items() if key != own}
         self.optimizer.load_state_dict(inner)
-        self.load_own_state(state_dict[name])
+        self.load_own_state(state_dict[own])
         self._share()
+
+    @property
+    def _name(self) -> str:
+        return type(self).__name__
+
+    def _key(self, state_dict: dict[str, Any]) -> str | None:
+        """Key of the outermost wrapper of this kind, if there is one."""
+        keys = [key for key in state_dict if key.rstrip("+") == self._name]
+        return max(keys, key=len, default=None)
 
     def __getstate__(self) -> dict[str, Any]:
         own = {key: value for key, value in vars(self).items() if not key.startswith("_")}

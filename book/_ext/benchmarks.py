@@ -1,0 +1,150 @@
+"""``{benchmarks} FOLDER``: tables and bars from the result files of ``core/benchmarks``.
+
+Each file is what ``optimizer_step.py --json`` wrote on one machine. Nothing is measured here, and
+no number is typed in.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from docutils import nodes
+from sphinx.application import Sphinx
+from sphinx.util.docutils import SphinxDirective
+
+SETS = {
+    "transformer": "A transformer: 30.0 million parameters in 100 tensors",
+    "resnet50": "ResNet-50: 25.6 million parameters in 161 tensors",
+    "small": "1,000 tensors of 64 by 32",
+}
+TORCH = ("torch, fused", "torch, foreach", "torch, for-loop")
+HEAD = ("Optimizer", "fused", "torch backend", "torch.optim", "peer", "peer / fused")
+HEAD += ("allocated", "of copy")
+BARS = {"ours": "#0072B2", "torch, fused": "#999999", "pytorch_optimizer": "#D55E00"}
+Rows = dict[str, dict[str, dict[str, Any]]]
+"""Optimizer -> implementation -> row of the file."""
+
+
+def ours(rows: dict[str, dict[str, Any]]) -> str:
+    """Our fused implementation on this machine."""
+    return next(name for name in ("steepest, triton", "steepest, cpu") if name in rows)
+
+
+def table(rows: Rows) -> str:
+    """Markdown table: an optimizer a row, milliseconds an implementation."""
+    lines = [list(HEAD), ["---"] + ["--:"] * (len(HEAD) - 1)]
+    for name, row in sorted(rows.items()):
+        best, peer = row[ours(row)], row.get("pytorch_optimizer")
+        torchs = [row[variant]["ms"] for variant in TORCH if variant in row]
+        times = [best["ms"], row["steepest, torch"]["ms"], min(torchs, default=None)]
+        times.append(peer and peer["ms"])
+        lines.append(
+            [
+                f"{{py:obj}}`~steepest.optim.{name}`",
+                *("–" if ms is None else f"{ms:.1f}" for ms in times),
+                "–" if peer is None else f"{peer['ms'] / best['ms']:.1f}",
+                f"{best['allocated_per_parameter']:.1f}",
+                f"{best['share_of_copy']:.0%}",
+            ]
+        )
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+
+def mean_speedup(rows: Rows) -> tuple[float, int] | None:
+    """Geometric mean over shared methods of the peer's time by ours, and their number."""
+    ratios = [
+        row["pytorch_optimizer"]["ms"] / row[ours(row)]["ms"]
+        for row in rows.values()
+        if "pytorch_optimizer" in row
+    ]
+    if not ratios:
+        return None
+    return math.exp(sum(map(math.log, ratios)) / len(ratios)), len(ratios)
+
+
+def bars(rows: Rows) -> str:
+    """SVG: milliseconds of a step, a group of bars an optimizer; text has the page's color."""
+    width, left, bar, gap = 640, 130, 9, 8  # pixels
+    longest = max(
+        row[name]["ms"]
+        for row in rows.values()
+        for name in (ours(row), "torch, fused", "pytorch_optimizer")
+        if name in row
+    )
+    parts, y = [], 6.0
+    for optimizer, row in sorted(rows.items()):
+        shown = {"ours": ours(row), "torch, fused": "torch, fused"}
+        shown["pytorch_optimizer"] = "pytorch_optimizer"
+        present = [(label, row[name]["ms"]) for label, name in shown.items() if name in row]
+        middle = y + bar * len(present) / 2 + 4
+        parts.append(
+            f'<text x="{left - 8}" y="{middle:.1f}" text-anchor="end">{escape(optimizer)}</text>'
+        )
+        for label, ms in present:
+            length = (width - left - 60) * ms / longest
+            parts.append(
+                f'<rect x="{left}" y="{y:.1f}" width="{length:.1f}" height="{bar - 1}"'
+                f' fill="{BARS[label]}"><title>{escape(label)}: {ms:.1f} ms</title></rect>'
+                f'<text x="{left + length + 4:.1f}" y="{y + bar - 1:.1f}" font-size="9">{ms:.0f}'
+                "</text>"
+            )
+            y += bar
+        y += gap
+    x = left
+    for label, color in BARS.items():
+        name = "steepest, fused" if label == "ours" else label
+        parts.append(
+            f'<rect x="{x}" y="{y + 4:.1f}" width="10" height="10" fill="{color}"/>'
+            f'<text x="{x + 14}" y="{y + 13:.1f}">{escape(name)}</text>'
+        )
+        x += 140
+    return (
+        f'<svg role="img" aria-label="Milliseconds of a step" viewBox="0 0 {width} {y + 22:.0f}"'
+        ' style="width:100%;max-width:44rem;font:12px sans-serif" fill="currentColor"'
+        f' xmlns="http://www.w3.org/2000/svg">{"".join(parts)}</svg>'
+    )
+
+
+class Benchmarks(SphinxDirective):
+    """Every result file of a folder, one after the other."""
+
+    required_arguments = 1
+
+    def run(self) -> list[nodes.Node]:
+        """Write Markdown for each file and set, with bars above each table."""
+        found: list[nodes.Node] = []
+        folder = Path(self.env.app.srcdir) / self.arguments[0]
+        for path in sorted(folder.glob("*.json")):
+            self.env.note_dependency(str(path))
+            record = json.loads(path.read_text("utf-8"))
+            peer = record["pytorch_optimizer"]
+            versions = f"torch {record['torch']}"
+            versions += f", pytorch_optimizer {peer}" if peer else ""
+            intro = f"**{record['machine']}**; {versions}; medians of {record['rounds']} rounds."
+            found += self.parse_text_to_nodes(intro)
+            for name, title in SETS.items():
+                rows: Rows = {}
+                for row in record["rows"]:
+                    if row["set"] == name:
+                        rows.setdefault(row["optimizer"], {})[row["implementation"]] = row
+                if not rows:
+                    continue
+                text = f"*{title}, milliseconds a step.*"
+                if speedup := mean_speedup(rows):
+                    mean, count = speedup
+                    text += f" Geometric mean over {count} shared methods: {mean:.1f} times as"
+                    text += " fast as pytorch_optimizer."
+                found += self.parse_text_to_nodes(text)
+                found.append(nodes.raw("", bars(rows), format="html"))
+                found += self.parse_text_to_nodes(table(rows))
+        return found
+
+
+def setup(app: Sphinx) -> dict[str, bool]:
+    """Connect to Sphinx."""
+    app.add_directive("benchmarks", Benchmarks)
+    return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -3,10 +3,13 @@
 import copy
 import io
 import math
+import subprocess
+import sys
 from collections import deque
 
 import pytest
 import torch
+from torch.utils._pytree import tree_leaves
 
 from steepest.optim import SGDW, Adam, AdamW, Grokfast, PerpGrad
 
@@ -172,6 +175,47 @@ def test_nested_filters_resume_bit_exactly(kind):
             its.step()
     assert same(model, twin)
     assert (other.lamb, other.steps, other.optimizer.steps) == (3.0, 50, 50)
+
+
+def test_around_xgrad_it_resumes_bit_exactly_in_a_new_process(tmp_path):
+    """Grokfast around XGrad around AdamW, saved by one Python and continued by another."""
+    script = """
+import sys, torch
+from steepest.optim import AdamW, Grokfast, XGrad
+
+def run(path, start, stop, load=None):
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Tanh(), torch.nn.Linear(8, 1))
+    opt = Grokfast(XGrad(AdamW(model.parameters(), lr=0.01)), lamb=3.0, beta=0.9)
+    if load:
+        saved = torch.load(load, weights_only=True)
+        model.load_state_dict(saved["model"])
+        opt.load_state_dict(saved["opt"])
+    rng = torch.Generator().manual_seed(1)
+    data = torch.randn(20, 8, 4, generator=rng)
+    for x in data[start:stop]:
+        opt.zero_grad()
+        (model(x) - x.sum(1, keepdim=True)).square().mean().backward()
+        opt.step()
+    torch.save({"model": model.state_dict(), "opt": opt.state_dict()}, path)
+
+folder, part = sys.argv[1:]
+if part == "first":
+    run(f"{folder}/whole.pt", 0, 20)
+    run(f"{folder}/half.pt", 0, 10)
+else:
+    run(f"{folder}/rest.pt", 10, 20, load=f"{folder}/half.pt")
+"""
+    for part in ("first", "second"):
+        subprocess.run([sys.executable, "-c", script, tmp_path, part], check=True)
+    whole, rest, half = (
+        torch.load(tmp_path / f"{name}.pt", weights_only=True) for name in ("whole", "rest", "half")
+    )
+    leaves = [torch.as_tensor(v) for v in tree_leaves(whole) if not isinstance(v, str)]
+    again = [torch.as_tensor(v) for v in tree_leaves(rest) if not isinstance(v, str)]
+    assert len(leaves) == len(again) and all(map(torch.equal, leaves, again))
+    assert not torch.equal(whole["model"]["0.weight"], half["model"]["0.weight"])
+    assert {"Grokfast", "XGrad"} < set(half["opt"])
 
 
 def test_nested_filters_are_their_composition():

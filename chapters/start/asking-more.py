@@ -241,7 +241,7 @@ falls = {
 }
 
 # %% [markdown]
-# **Does it need a derivative?** The second experiment asks for what no gradient can give. The *accuracy* of a classifier is flat almost everywhere: its gradient is zero where it exists. But its values differ. We take softmax regression that has learned half of the 400 images by gradients, and let MeZO maximize the accuracy itself (`maximize=True`). The radius is 30 times the usual, so that a probe changes some decisions; at $10^{-3}$ it would hardly change one. But it is less than the weights are large: probes that overwhelm them measure nothing, and steps that do so forget what was learned. Learning rate and radius are among the best of a handful of pairs, by training accuracy.
+# **Does it need a derivative?** The second experiment asks for what no gradient can give. The *accuracy* of a classifier is flat almost everywhere: its gradient is zero where it exists. But its values differ. We take softmax regression that has learned half of the 400 images by gradients, and let MeZO maximize the accuracy itself (`maximize=True`). The radius is 30 times the usual, so that a probe changes some decisions; at $10^{-3}$ it would hardly change one. But it is less than the weights are large: probes that overwhelm them measure nothing, and steps that do so forget what was learned. Learning rate and radius are among the best of some thirty pairs, by training accuracy.
 
 
 # %%

@@ -37,8 +37,9 @@ Step = Callable[[], object]
 PEERS = {
     "Grokfast": lambda peers, params: peers.GrokFastAdamW(params),
     "PerpGrad": lambda peers, params: peers.OrthoGrad(peers.AdamW(params)),
+    "SGDW": lambda peers, params: peers.SGDW(params, momentum=0.9),
 }
-"""Where a peer has another name than ours, or another form."""
+"""Where a peer has another name than ours, another form, or by default no momentum."""
 
 
 def transformer() -> list[tuple[int, ...]]:

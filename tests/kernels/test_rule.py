@@ -1,5 +1,7 @@
 """A rule means the same on every backend, and only arithmetic is a rule."""
 
+import itertools
+import math
 import re
 
 import numpy as np
@@ -230,3 +232,20 @@ def test_numba_keeps_its_number_of_threads():
         assert numba.get_num_threads() == before
     finally:
         torch.set_num_threads(threads)
+
+
+def test_atan2_on_the_cpu_is_the_standard_one():
+    """To a rounding over forty decades, and exactly at signed zeros, infinities and NaN."""
+    from steepest.kernels._xp_numba import atan2
+
+    rng = torch.Generator().manual_seed(0)
+    y, x = torch.randn(2, 3000, generator=rng, dtype=torch.float64)
+    powers = 10 * torch.randn(2, 3000, generator=rng, dtype=torch.float64)
+    y, x = y * 10 ** powers[0], x * 10 ** powers[1]
+    for a, b in zip(y.tolist(), x.tolist(), strict=True):
+        assert math.isclose(atan2(a, b), math.atan2(a, b), rel_tol=5e-16)
+    special = [0.0, -0.0, 1.0, -1.0, math.inf, -math.inf, math.nan, 5e-324]
+    for a, b in itertools.product(special, special):
+        ours, exact = atan2(a, b), math.atan2(a, b)
+        same = ours == exact and math.copysign(1, ours) == math.copysign(1, exact)
+        assert same or (math.isnan(ours) and math.isnan(exact)), (a, b)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 from numba import njit
 
@@ -43,9 +41,29 @@ def minimum(a, b):
     return a if (a < b or a != a) else b
 
 
-@njit
+@njit(error_model="numpy")
 def atan2(y, x):
-    return math.atan2(y, x)
+    # math.atan2 is a call for each element; this is arithmetic, which vectorizes. The rational
+    # function is that of the Cephes library, to within a rounding of float64.
+    across, up = np.abs(x), np.abs(y)
+    large = across if across > up else up
+    small = up if across > up else across
+    ratio = 1.0 if small == large else small / large
+    ratio = 0.0 if large == 0.0 and small == 0.0 else ratio
+    steep = ratio > 0.66
+    t = (ratio - 1.0) / (ratio + 1.0) if steep else ratio
+    z = t * t
+    p = -8.750608600031904122785e-1 * z - 1.615753718733365076637e1
+    p = (p * z - 7.500855792314704667340e1) * z - 1.228866684490136173410e2
+    p = p * z - 6.485021904942025371773e1
+    q = (z + 2.485846490142306297962e1) * z + 1.650270098316988542046e2
+    q = (q * z + 4.328810604912902668951e2) * z + 4.853903996359136964868e2
+    q = q * z + 1.945506571482613964425e2
+    angle = t + t * z * (p / q)
+    angle = angle + 0.25 * np.pi if steep else angle
+    angle = 0.5 * np.pi - angle if up > across else angle
+    angle = np.pi - angle if np.copysign(1.0, x) < 0 else angle
+    return np.copysign(angle, y)
 
 
 @njit

@@ -143,6 +143,7 @@ class Gravity(Elementwise):
             if state["step"] == 0:
                 scale = float(group["alpha"]) / (float(group["base_lr"]) or 1.0)
                 add_noise_([v.zero_()], group["seed"], scale, start=[place[p]])
-            peak = g.abs().amax() if g.numel() else g.new_zeros(())
+            low, high = g.aminmax() if g.numel() else (g.new_zeros(()), g.new_zeros(()))
+            peak = torch.maximum(-low, high)
             peaks.append(torch.empty_like(v).copy_(peak))
         return {"peak": peaks}

@@ -233,6 +233,7 @@ def test_resume_is_bit_exact(cls, dtype):
 def test_copies_go_on_in_lockstep(cls):
     model, x, y = model_and_batches()
     opt = make(cls, model.parameters())
+    torch.optim.lr_scheduler.ConstantLR(opt, 1.0)  # which sets a step of its own on it
     train(model, opt, x[:5], y[:5])
     twin, other = copy.deepcopy((model, opt))
     pickled, third = pickle.loads(pickle.dumps((model, opt)))
@@ -347,7 +348,7 @@ def test_state_takes_the_bytes_that_the_registry_says(cls):
     advance(opt, [p], [torch.ones(1000)])
     own = opt.own_state() if isinstance(opt, Wrapper) else opt.state[p]
     tensors = [v for v in tree_leaves(own) if isinstance(v, torch.Tensor)]
-    assert sum(t.nbytes for t in tensors) == record.state_bytes * 1000
+    assert sum(t.nbytes for t in tensors if t.numel() > 1) == record.state_bytes * 1000
 
 
 def snapshot(model, opt):

@@ -249,3 +249,16 @@ def test_atan2_on_the_cpu_is_the_standard_one():
         ours, exact = atan2(a, b), math.atan2(a, b)
         same = ours == exact and math.copysign(1, ours) == math.copysign(1, exact)
         assert same or (math.isnan(ours) and math.isnan(exact)), (a, b)
+
+
+def test_exp_on_the_cpu_is_the_standard_one():
+    """To a few roundings over the whole range; beyond it infinity and 0, and NaN for NaN."""
+    from steepest.kernels._xp_numba import exp
+
+    for x in torch.linspace(-707.9, 708.9, 20_001, dtype=torch.float64).tolist():
+        assert math.isclose(exp(x), math.exp(x), rel_tol=1e-15)
+    for x in (0.0, -0.0, 1e-300, -1e-300):
+        assert exp(x) == 1.0
+    assert exp(710.0) == exp(math.inf) == math.inf
+    assert exp(-746.0) == exp(-math.inf) == 0.0
+    assert math.isnan(exp(math.nan))

@@ -17,7 +17,7 @@ from lightning.pytorch.demos.boring_classes import BoringModel
 from lightning.pytorch.plugins.precision import MixedPrecision
 from torch import nn
 from torch.nn import functional as F
-from torchmetrics.classification import MulticlassAccuracy
+from torchmetrics.classification import MulticlassAccuracy, MulticlassAUROC
 
 from steepest.estimators import SPSA, ForwardGradient
 from steepest.kernels import noise, offsets, split_seed
@@ -511,6 +511,9 @@ def test_validation_test_and_checkpoint_are_at_the_weights_to_evaluate_with(
     saved = torch.load(tmp_path / "half.ckpt", weights_only=True)["state_dict"]
     first = torch.cat([v.flatten() for k, v in saved.items() if k.startswith("net")])
     assert torch.allclose(first, torch.stack(path[:4]).mean(0), atol=1e-12)
+    t.save_checkpoint(tmp_path / "weights.ckpt", weights_only=True)
+    light = torch.load(tmp_path / "weights.ckpt", weights_only=True)["state_dict"]
+    assert all(torch.equal(light[key], saved[key]) for key in saved)
     rest, _ = run(2, ckpt_path=tmp_path / "half.ckpt")
     assert torch.equal(weights(rest), weights(module))
 
@@ -575,6 +578,82 @@ def test_an_optimizer_step_that_keeps_its_closure_is_refused(fit):
             optimizer.step()
 
     refused(fit, Keeps(**SAM_OPT).double(), RuntimeError, "must hand on what it gets")
+
+
+class Counting(Net):
+    """Its loss reads a buffer that each pass moves on, as a warm-up of the loss would."""
+
+    def __init__(self, make):
+        super().__init__(make)
+        self.register_buffer("seen", torch.zeros(()))
+
+    def training_step(self, batch, batch_idx):
+        self.seen += 1
+        return super().training_step(batch, batch_idx) * self.seen / 10
+
+
+def test_all_passes_of_a_step_read_the_same_buffers(fit):
+    ends = []
+    for estimator in (SPSA(1e-5), ForwardGradient()):
+        module = Counting(lambda params, e=estimator: Estimated(SGDW(params, lr=0.1), e)).double()
+        fit(module, batches(4), accumulate_grad_batches=2)
+        assert module.seen == 4
+        ends.append(weights(module))
+    assert (ends[0] - ends[1]).abs().max() < 1e-7
+
+
+def test_a_window_that_was_given_up_is_forgotten(fit):
+    """A step that is skipped by its own module leaves nothing for the next one."""
+
+    class Every(Net):
+        def optimizer_step(self, epoch, batch_idx, optimizer, optimizer_closure):
+            if batch_idx % 2:
+                optimizer.step(closure=optimizer_closure)
+            else:
+                optimizer_closure()
+
+    plain, asking = (
+        Every(make).double()
+        for make in (
+            lambda params: torch.optim.SGD(params, lr=0.3),
+            lambda params: SAM(torch.optim.SGD(params, lr=0.3), rho=0.0),
+        )
+    )
+    for module in (plain, asking):
+        fit(module, batches(4))
+    assert torch.equal(weights(plain), weights(asking))
+
+
+def test_a_copy_that_is_made_while_training_trains_by_itself(fit):
+    class Best(Callback):
+        def on_train_batch_end(self, trainer, module, *_):
+            self.module = copy.deepcopy(module)
+
+    class Plain(Net):
+        def training_step(self, batch, batch_idx):
+            return loss_of(self.net, batch)
+
+    best = Best()
+    fit(Plain(**SAM_OPT).double(), batches(2), best)
+    module, before = best.module, weights(best.module)
+    module.make = lambda params: torch.optim.SGD(params, lr=0.1)
+    fit(module, batches(2))
+    assert not torch.equal(weights(module), before)
+
+
+def test_metrics_that_keep_lists(fit):
+    class Curves(Net):
+        def __init__(self, make):
+            super().__init__(make)
+            self.area = MulticlassAUROC(3)
+
+        def training_step(self, batch, batch_idx):
+            self.area.update(self.net(batch[0]).softmax(-1), batch[1])
+            return super().training_step(batch, batch_idx)
+
+    module = Curves(**SAM_OPT).double()
+    fit(module, batches(3))
+    assert sum(len(p) for p in module.area.preds) == 24
 
 
 def test_manual_optimization_is_for_one_process(fit):

@@ -66,6 +66,11 @@ def test_a_rest_is_spread():
     assert ghost(x).shape == x.shape
 
 
+def test_without_statistics_evaluation_is_plain():
+    ghost, plain, x = pair((16, 3), 4, track_running_stats=False)
+    assert torch.allclose(ghost.eval()(x), plain.eval()(x), rtol=0, atol=1e-12)
+
+
 def test_copies_and_text():
     ghost, _, x = pair((16, 3), 8)
     twin = copy.deepcopy(ghost)

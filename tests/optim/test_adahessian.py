@@ -138,6 +138,21 @@ def test_negative_curvature_counts_by_its_size():
     assert abs(p[0]) < 0.1 < p[1]
 
 
+def test_curvature_that_is_not_finite_is_seen():
+    p = torch.nn.Parameter(torch.zeros(2, dtype=F64))
+    for nonfinite in ("raise", "skip"):
+        opt = AdaHessian([p], nonfinite=nonfinite)
+        if nonfinite == "raise":
+            with pytest.raises(RuntimeError, match="curvature has NaN"):
+                opt.step(lambda: (p.abs() ** 1.5).sum())
+        else:
+            opt.step(lambda: (p.abs() ** 1.5).sum())
+        assert (p == 0).all() and not opt.state
+    z = torch.nn.Parameter(torch.ones(2, dtype=torch.complex128))
+    with pytest.raises(TypeError, match="a parameter is complex"):
+        AdaHessian([z]).step(lambda: (z.abs() ** 2).sum())
+
+
 def test_bad_arguments():
     p = torch.nn.Parameter(torch.ones(1))
     for bad, message in (

@@ -7,7 +7,7 @@ import torch
 
 from steepest.estimators import SPSA
 from steepest.kernels import noise, offsets, split_seed
-from steepest.optim import Estimated, MeZO
+from steepest.optim import AdaHessian, Estimated, MeZO
 from steepest.oracles import Objective
 
 F64 = torch.float64
@@ -155,6 +155,30 @@ def test_noise_of_a_named_parameter_is_its_own():
     names = ["0.weight", "0.bias"]
     sizes = [torch.zeros(20), torch.zeros(5)]
     assert offsets(sizes, names) == offsets(sizes[::-1], names[::-1])[::-1]
+
+
+def test_in_half_precision_both_probes_start_from_home():
+    """At weights of 1, an ulp is 8 times eps: a probe made from the other one would be biased."""
+    p = torch.nn.Parameter(torch.ones(20_000, dtype=torch.bfloat16))
+    objective = Objective(lambda: p.float().sum(), [p])
+    slopes = [SPSA(in_place=True).project(objective, seed).weights[0] for seed in range(20)]
+    spread = statistics.stdev(slopes)
+    assert abs(statistics.mean(slopes)) < 5 * spread / 20**0.5
+
+
+def test_equal_names_are_refused():
+    a, b = (torch.nn.Parameter(torch.ones(2)) for _ in range(2))
+    opt = MeZO([{"params": [("weight", a)]}, {"params": [("weight", b)]}])
+    with pytest.raises(ValueError, match="two parameters have the same name"):
+        opt.step(lambda: (a + b).sum())
+
+
+def test_a_checkpoint_of_another_method_is_refused():
+    p = torch.nn.Parameter(torch.ones(2))
+    with pytest.raises(ValueError, match="is of AdaHessian, not of MeZO"):
+        MeZO([p]).load_state_dict(AdaHessian([p]).state_dict())
+    with pytest.raises(ValueError, match=r"MeZO: seed=1\.5"):
+        MeZO([p], seed=1.5)
 
 
 def test_bad_calls_change_nothing():

@@ -100,6 +100,19 @@ def test_it_trusts_coordinates_that_inform():
     assert opt.memory  # the ratios are remembered
 
 
+def test_a_parameter_that_joins_late_has_its_own_correction():
+    p, q = (torch.nn.Parameter(torch.zeros(1, dtype=F64)) for _ in range(2))
+    opt = VRGD(torch.optim.SGD([p], lr=1.0))
+    one = torch.ones(1, dtype=F64)
+    for _ in range(50):
+        opt.step(parts([p], [[one], [one]]))
+    opt.add_param_group({"params": [q]})
+    opt.step(parts([p, q], [[one, one], [one, one]]))
+    assert q.item() == pytest.approx(-1.0)
+    opt.step(parts([p, q], [[one, one]]))  # a last batch of one part: what is remembered
+    assert q.item() == pytest.approx(-2.0)
+
+
 def test_bad_arguments():
     p = torch.nn.Parameter(torch.ones(1))
     with pytest.raises(ValueError, match="VRGD: floor=2"):

@@ -47,6 +47,7 @@ def hutchinson(objective: Objective, seed: int, samples: int = 1) -> Curvature:
 
     Raises:
         ValueError: If ``samples`` is not positive.
+        TypeError: If a parameter is complex.
 
     Example:
         Without off-diagonal elements there is no noise.
@@ -65,6 +66,8 @@ def hutchinson(objective: Objective, seed: int, samples: int = 1) -> Curvature:
     """
     if samples < 1:
         raise ValueError(f"samples={samples!r} is not valid: give a whole number >= 1")
+    if any(p.is_complex() for p in objective.params):
+        raise TypeError("signs are real, and a parameter is complex: train view_as_real of it")
     diagonal = [torch.zeros_like(p, requires_grad=False) for p in objective.params]
     start = offsets(diagonal, objective.names)
     for i in range(samples):

@@ -83,27 +83,36 @@ class SPSA(GradientEstimator):
     @torch.no_grad()
     def project(self, objective: Objective, seed: int) -> Projection:
         """The difference quotients; the value is the mean of those that were read."""
-        places = self.places(objective)
         params = [p.detach() for p in objective.params]
-        home = [None if self._returns(p) else p.clone() for p in params]
+        pairs = list(zip(params, self.places(objective), strict=True))
+        free = [(p, place) for p, place in pairs if self._returns(p)]
+        kept = [(p, place) for p, place in pairs if not self._returns(p)]
+        home = [p.clone() for p, _ in kept]
         slopes, values = {}, []
         for i in range(self.samples):
             pair = []
             offset = 0.0
             try:
                 for step in (self.eps, -self.eps):
-                    self.accumulate_(params, seed, {i: step - offset}, places)
+                    self._shift(free, seed, {i: step - offset})
                     offset = step
+                    self._return(kept, home)
+                    self._shift(kept, seed, {i: step})
                     pair.append(objective.value())
             finally:
-                if self.in_place:
-                    self.accumulate_(params, seed, {i: -offset}, places)
-                for p, start in zip(params, home, strict=True):
-                    if start is not None:
-                        p.copy_(start)
+                self._shift(free, seed, {i: -offset})
+                self._return(kept, home)
             slopes[i] = ((pair[0] - pair[1]) / (2 * self.eps * self.samples)).item()
             values += pair
         return Projection(torch.stack(values).mean(), slopes)
+
+    def _shift(self, pairs: list[tuple[Tensor, int]], seed: int, weights: dict[int, float]) -> None:
+        self.accumulate_([p for p, _ in pairs], seed, weights, [place for _, place in pairs])
+
+    @staticmethod
+    def _return(pairs: list[tuple[Tensor, int]], home: list[Tensor]) -> None:
+        for (p, _), start in zip(pairs, home, strict=True):
+            p.copy_(start)
 
     def _returns(self, p: Tensor) -> bool:
         """Whether to subtract what was added; in half precision too much would stay behind."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -25,10 +27,10 @@ class Oracles(Callback):
 
     With an optimizer that does not ask, the callback does nothing: it may always be there.
 
-    - *One function in a step.* Every query sees the same batch, and the same random numbers of
-      torch (dropout). What ``training_step`` leaves behind, it leaves behind once: logged
-      values, metrics, the statistics of batch normalization and other buffers are those of the
-      first pass.
+    - *One function in a step.* Every query sees the same batch, the same buffers, and the same
+      random numbers of torch (dropout). What ``training_step`` leaves behind, it leaves behind
+      once: logged values, metrics, the statistics of batch normalization and other buffers are
+      those of the first pass. Plain attributes of the module are your own affair.
     - *Only what is asked for.* A method of values runs no backward and keeps no graph.
     - *Gradients* lie in ``.grad`` before the step, as always: hooks see them, and
       ``gradient_clip_val`` clips them. A method that has none refuses to clip.
@@ -71,6 +73,12 @@ class Oracles(Callback):
         self._home: list[Tensor] | None = None
         """The weights to train at, while those to evaluate with are in place."""
         self._loaded: list[Tensor] | None = None
+        self._plain: Callable[[], dict[str, Any]] | None = None
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Refuse a second callback of this kind."""
+        if sum(isinstance(callback, Oracles) for callback in trainer.callbacks) > 1:  # type: ignore[attr-defined]
+            raise RuntimeError("the trainer has two callbacks Oracles: one is enough")
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begin anew."""
@@ -78,6 +86,14 @@ class Oracles(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Take the place of Lightning's pass and backward, if the optimizer asks."""
+        for optimizer in _switches(trainer):
+            optimizer.train()
+        if _switches(trainer):
+            strategy = trainer.strategy
+            self._plain = strategy.lightning_module_state_dict
+            strategy.lightning_module_state_dict = partial(  # type: ignore[method-assign]
+                self._state_dict, trainer
+            )
         if self._loaded is not None:
             _copy(_weights(trainer), self._loaded)
             self._loaded = None
@@ -97,12 +113,15 @@ class Oracles(Callback):
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
     ) -> None:
-        """Put Lightning's pass and backward back."""
+        """Put Lightning's pass and backward back, and the weights to train at."""
         self._close()
+        self._train(trainer)
+        self._restore(trainer)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Stay at the weights to evaluate with."""
         self._evaluate(trainer)
+        self._restore(trainer)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Go to the weights to evaluate with."""
@@ -117,18 +136,10 @@ class Oracles(Callback):
     def on_save_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Save the weights to evaluate with as the module's, and those to go on from beside."""
-        if not _switches(trainer):
-            return
-        training = self._home is None
-        if training:
-            self._evaluate(trainer)
-        checkpoint["state_dict"] = {
-            key: t.detach().clone() for key, t in pl_module.state_dict().items()
-        }
-        checkpoint[_KEY] = self._home
-        if training:
-            self._train(trainer)
+        """Save the weights to go on from beside the module's, which are those to evaluate with."""
+        if _switches(trainer):
+            weights = self._home if self._home is not None else _weights(trainer)
+            checkpoint[_KEY] = [p.detach().clone() for p in weights]
 
     def on_load_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
@@ -136,6 +147,21 @@ class Oracles(Callback):
         """Remember the weights to go on from."""
         if trainer.state.fn == "fit":
             self._loaded = checkpoint.get(_KEY)
+
+    def _state_dict(self, trainer: Trainer) -> dict[str, Any]:
+        """The module's, with the weights to evaluate with, whoever asks."""
+        assert self._plain is not None
+        training = self._home is None
+        self._evaluate(trainer)
+        state = {key: t.detach().clone() for key, t in self._plain().items()}
+        if training:
+            self._train(trainer)
+        return state
+
+    def _restore(self, trainer: Trainer) -> None:
+        if self._plain is not None:
+            del trainer.strategy.__dict__["lightning_module_state_dict"]
+            self._plain = None
 
     def _close(self) -> None:
         if self._session is not None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
@@ -29,6 +28,8 @@ class _Batch:
         self.kwargs = kwargs
         self.noise = noise
         self.output: Any = None
+        self.buffers: list[tuple[torch.nn.Module, str, Tensor]] = []
+        """The module's buffers as they were before the first pass."""
 
 
 class Session:
@@ -59,13 +60,14 @@ class Session:
         self._answer: Answer | None = None
         self._stepping = False
         trainer.strategy.training_step = self._training_step  # type: ignore[method-assign]
-        module.backward = self._backward  # type: ignore[method-assign]
+        # Not the module's own backward: a copy of the module would take it along.
+        trainer.precision_plugin.backward = self._backward  # type: ignore[assignment]
         optimizer._deliver = self._deliver
 
     def close(self) -> None:
         """Put everything back."""
         del self._trainer.strategy.__dict__["training_step"]
-        del self._module.__dict__["backward"]
+        del self._trainer.precision_plugin.__dict__["backward"]
         self._optimizer._deliver = None
 
     @staticmethod
@@ -105,10 +107,13 @@ class Session:
 
     def _training_step(self, *args: Any, **kwargs: Any) -> Any:
         """In place of the strategy's: a query if a step is due, a pass while batches gather."""
+        if self._trainer.fit_loop.batch_idx % self._trainer.accumulate_grad_batches == 0:
+            self._batches = []  # as Lightning clears gradients where a window begins
         batch = _Batch(args, kwargs, Replay(self._module.parameters()))
         self._batches.append(batch)
         if not self._stepping:
-            with torch.no_grad():
+            differentiates = self._optimizer.oracle not in ("value", "ranking", "jvp")
+            with torch.set_grad_enabled(differentiates):
                 self._loss(batch)
             return batch.output
         batches, self._batches = self._batches, []
@@ -128,7 +133,7 @@ class Session:
         return batch.output
 
     def _backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
-        """In place of the module's: the gradient is known."""
+        """In place of the precision's: the gradient is known."""
         if self._answer is not None:
             params = [p for group in self._optimizer.param_groups for p in group["params"]]
             for p, g in zip(params, gradients(params, self._answer), strict=True):
@@ -139,10 +144,12 @@ class Session:
         first = batch.output is None
         with self._unsynchronized(), batch.noise:
             if first:
+                self._share_buffers()
+                batch.buffers = [(o, n, t.detach().clone()) for o, n, t in _buffers(self._module)]
                 output = self._pass(*batch.args, **batch.kwargs)
                 batch.output = _detached(output)
             else:
-                with _unnoticed(self._module):
+                with _unnoticed(self._module, batch.buffers):
                     output = self._pass(*batch.args, **batch.kwargs)
         loss = output.get("loss") if isinstance(output, Mapping) else output
         if not isinstance(loss, Tensor):
@@ -160,6 +167,12 @@ class Session:
             return strategy.block_backward_sync()  # answers are averaged, not gradients on the way
         return nullcontext()
 
+    def _share_buffers(self) -> None:
+        """Take over the first process's buffers, as DDP does in a pass that it synchronizes."""
+        if self._trainer.world_size > 1:
+            for _, _, t in _buffers(self._module):
+                torch.distributed.broadcast(t, 0)
+
     def _average(self, tensors: Sequence[Tensor]) -> None:
         """Mean over processes in place, one message for each type of tensor."""
         kinds = defaultdict(list)
@@ -172,6 +185,19 @@ class Session:
                 t.copy_(part.view_as(t))
 
 
+def _buffers(module: LightningModule) -> list[tuple[torch.nn.Module, str, Tensor]]:
+    return [
+        (owner, name, t)
+        for owner in module.modules()
+        for name, t in owner.named_buffers(recurse=False)
+    ]
+
+
+def _copied(state: Any) -> Any:
+    """A metric's state that updates cannot reach: they write to tensors and append to lists."""
+    return list(state) if isinstance(state, list) else state.detach().clone()
+
+
 def _detached(output: Any) -> Any:
     if isinstance(output, Tensor):
         return output.detach().clone()
@@ -181,21 +207,19 @@ def _detached(output: Any) -> Any:
 
 
 @contextmanager
-def _unnoticed(module: LightningModule) -> Iterator[None]:
-    """Drop what a pass logs and what it changes in buffers and metrics."""
+def _unnoticed(
+    module: LightningModule, start: list[tuple[torch.nn.Module, str, Tensor]]
+) -> Iterator[None]:
+    """Pass again from the same buffers; drop what is logged and changed in buffers and metrics."""
     # The pass gets copies to write to: a graph may still hold the buffers themselves.
-    buffers = [
-        (owner, name, t)
-        for owner in module.modules()
-        for name, t in owner.named_buffers(recurse=False)
-    ]
+    buffers = _buffers(module)
     metrics = [
-        (m, dict(vars(m)), copy.deepcopy(m.metric_state))
+        (m, dict(vars(m)), {name: _copied(state) for name, state in m.metric_state.items()})
         for m in module.modules()
         if isinstance(m, Metric)
     ]
-    for owner, name, t in buffers:
-        setattr(owner, name, t.detach().clone())
+    for owner, name, t in start:
+        setattr(owner, name, t.clone())
     module.log = lambda *args, **kwargs: None  # type: ignore[method-assign]
     try:
         yield

@@ -90,7 +90,7 @@ class GhostBatchNorm(_BatchNorm):
     def forward(self, x: Tensor) -> Tensor:
         """Normalize (N, C, ...); the result has the same shape."""
         self._check_input_dim(x)
-        if not self.training and self.running_mean is not None:
+        if not self.training:
             return self._normalize(x)
         return torch.cat([self._normalize(part) for part in self._ghosts(x)])
 

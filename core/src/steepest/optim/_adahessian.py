@@ -84,7 +84,8 @@ class AdaHessian(OracleDriven, Elementwise):
         seed: Seed of the signs.
         maximize: Ascend.
         backend: ``auto``, ``torch``, ``cpu`` or ``triton``.
-        nonfinite: What to do about NaN in a gradient: ``propagate``, ``raise`` or ``skip``.
+        nonfinite: What to do about NaN in a gradient or curvature: ``propagate``, ``raise`` or
+            ``skip``.
 
     Raises:
         ValueError: If a hyper-parameter is out of its range.
@@ -141,7 +142,7 @@ class AdaHessian(OracleDriven, Elementwise):
             "average": average,
             "maximize": maximize,
         }
-        check_hyperparameters("AdaHessian", {"samples": samples})
+        check_hyperparameters("AdaHessian", {"samples": samples, "seed": seed})
         super().__init__(params, defaults, backend=backend, nonfinite=nonfinite)
         self.seed = seed
         self.samples = samples
@@ -153,6 +154,11 @@ class AdaHessian(OracleDriven, Elementwise):
 
     def update(self, answer: Answer) -> None:
         """Make the elementwise step."""
+        finite = self.nonfinite == "propagate" or all(d.isfinite().all() for d in answer.rest)
+        if not finite and self.nonfinite == "raise":
+            raise RuntimeError("AdaHessian: the curvature has NaN or infinity; nothing has moved")
+        if not finite:
+            return
         self._diagonal = dict(zip(answer.objective.params, answer.rest, strict=True))
         try:
             Elementwise.step(self)

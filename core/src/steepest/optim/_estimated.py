@@ -7,6 +7,7 @@ from typing import final
 import torch
 
 from steepest.estimators import GradientEstimator
+from steepest.optim._checks import check_hyperparameters
 from steepest.optim._oracle import Answer, OracleDriven
 from steepest.optim._wrapper import Wrapper
 from steepest.oracles import Objective
@@ -54,6 +55,7 @@ class Estimated(OracleDriven, Wrapper):
     ) -> None:
         if not isinstance(estimator, GradientEstimator):
             raise TypeError(f"the estimator is a {type(estimator).__name__}: pass SPSA(), say")
+        check_hyperparameters("Estimated", {"seed": seed})
         super().__init__(optimizer)
         self.estimator = estimator
         self.oracle = estimator.oracle

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from steepest._registry import method
+from steepest.kernels._apply import compute_dtype
 from steepest.optim._checks import check_hyperparameters
 from steepest.optim._oracle import lent
 from steepest.optim._wrapper import Wrapper
@@ -135,7 +136,7 @@ class LAWN(Wrapper):
         for g in grads:
             if g.layout != torch.strided:
                 raise RuntimeError("LAWN got a sparse gradient: use sparse=False")
-        home = [p.detach().clone() for p in layers]
+        home = [p.detach().to(compute_dtype(p.dtype), copy=True) for p in layers]
         rates, state = [group["lr"] for group in self.param_groups], dict(self.state)
         since = self.steps - self.free_steps + 1
         try:
@@ -143,7 +144,8 @@ class LAWN(Wrapper):
                 self.state.clear()
             for group, lr in zip(self.param_groups, rates, strict=True):
                 group["lr"] = lr if since >= self.warmup else lr * (since / self.warmup)
-            with lent(layers, [tangent(g, w) for g, w in zip(grads, home, strict=True)]):
+            turned = [tangent(g.to(w), w).to(g) for g, w in zip(grads, home, strict=True)]
+            with lent(layers, turned):
                 self.optimizer.step()
         except BaseException:
             self.state.update(state)
@@ -153,7 +155,7 @@ class LAWN(Wrapper):
                 group["lr"] = lr
         for p, w in zip(layers, home, strict=True):
             norm = self.memory.setdefault(p, {"norm": torch.linalg.vector_norm(w)})["norm"]
-            moved = w + tangent(p - w, w)
+            moved = w + tangent(p.to(w) - w, w)
             p.copy_(moved * (norm / torch.linalg.vector_norm(moved)) if norm > 0 else moved)
 
     def own_state(self) -> dict[str, Any]:

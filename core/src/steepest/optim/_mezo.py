@@ -94,6 +94,7 @@ class MeZO(OracleDriven):
         seed: int = 0,
         maximize: bool = False,
     ) -> None:
+        check_hyperparameters("MeZO", {"seed": seed})
         self.estimator = SPSA(eps, samples, kind, in_place=True)
         super().__init__(params, {"lr": lr, "weight_decay": weight_decay, "maximize": maximize})
         self.seed = seed

@@ -140,7 +140,8 @@ class OracleDriven(torch.optim.Optimizer, ABC):
 
     def state_dict(self) -> dict[str, Any]:
         """As that of ``torch.optim``, with seed and number of steps under ``oracle``."""
-        return {**super().state_dict(), "oracle": {"seed": self.seed, "steps": self.steps}}
+        own = {"name": type(self).__name__, "seed": self.seed, "steps": self.steps}
+        return {**super().state_dict(), "oracle": own}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load a checkpoint of the same optimizer; one that does not fit changes nothing.
@@ -153,6 +154,8 @@ class OracleDriven(torch.optim.Optimizer, ABC):
                 f"the state_dict was saved without {type(self).__name__}: it has no seed and steps"
             )
         own = state_dict["oracle"]
+        if own["name"] != type(self).__name__:
+            raise ValueError(f"the state_dict is of {own['name']}, not of {type(self).__name__}")
         super().load_state_dict({k: v for k, v in state_dict.items() if k != "oracle"})
         self.seed, self.steps = int(own["seed"]), int(own["steps"])
 

@@ -37,6 +37,10 @@ def gsnr(mean: Tensor, variance: Tensor, floor: float) -> Tensor:
     return torch.where(noisy, ratio / layer, 1.0).nan_to_num(nan=floor).clamp(floor, 1.0)
 
 
+_FRESH = {"gsnr": torch.zeros(()), "steps": torch.zeros((), dtype=torch.int64)}
+"""What is known of a parameter before its first step."""
+
+
 @final
 @method(
     paper="jiang2023accelerating",
@@ -114,7 +118,7 @@ class VRGD(OracleDriven, Wrapper):
     def query(self, objective: Objective) -> Answer:
         """Mean and variance over the parts, in one pass over each."""
         parts = objective.terms
-        if len(parts) < 2:
+        if len(parts) < 2 and not self.memory:
             raise RuntimeError(
                 "VRGD compares parts of a batch and got one: pass a list of losses, one a part, "
                 "or with Lightning accumulate_grad_batches=2 or more"
@@ -131,26 +135,25 @@ class VRGD(OracleDriven, Wrapper):
                 off = len(parts) * g.to(m.dtype) - m
                 m.add_(off / n)
                 s.addcmul_(off, off, value=(n - 1) / n)
-        ratios = [gsnr(m, s / len(parts), self.floor) for m, s in zip(mean, spread, strict=True)]
-        memories = [
-            self.beta * self.memory[p]["gsnr"] + (1 - self.beta) * r
-            if p in self.memory
-            else (1 - self.beta) * r
-            for p, r in zip(params, ratios, strict=True)
-        ]
-        correction = 1 - self.beta ** (self.steps + 1)
+        memories = []
+        for p, m, s in zip(params, mean, spread, strict=True):
+            ema, steps = self.memory.get(p, _FRESH).values()
+            if len(parts) > 1:  # else what is remembered: a last batch may have one part
+                ratio = gsnr(m, s / len(parts), self.floor)
+                ema, steps = self.beta * ema + (1 - self.beta) * ratio, steps + 1
+            memories.append({"gsnr": ema, "steps": steps})
         gradients = [
-            (m * ema / correction).to(p.dtype)
-            for p, m, ema in zip(params, mean, memories, strict=True)
+            (m * (kept["gsnr"] / (1 - self.beta ** kept["steps"].item()))).to(p.dtype)
+            if kept["steps"] > 0
+            else m.to(p.dtype)
+            for p, m, kept in zip(params, mean, memories, strict=True)
         ]
         return Answer(objective, total, gradients, memories)
 
     def update(self, answer: Answer) -> None:
         """Step the optimizer, then remember the ratios."""
         self.optimizer.step()
-        if self.beta:
-            for p, ratio in zip(answer.objective.params, answer.rest, strict=True):
-                self.memory[p] = {"gsnr": ratio}
+        self.memory.update(zip(answer.objective.params, answer.rest, strict=True))
 
     def own_state(self) -> dict[str, Any]:
         """Ratios, floor and beta."""

@@ -117,5 +117,6 @@ class Wrapper(torch.optim.Optimizer, ABC):
         return max(keys, key=len, default=None)
 
     def __getstate__(self) -> dict[str, Any]:
-        own = {key: value for key, value in vars(self).items() if not key.startswith("_")}
+        # A schedule sets a step of its own on an optimizer, which is bound to this one.
+        own = {k: v for k, v in vars(self).items() if not k.startswith("_") and k != "step"}
         return {**super().__getstate__(), **own}

@@ -26,7 +26,7 @@ def named(over: Over) -> tuple[list[str] | None, list[Tensor]]:
 
     Raises:
         TypeError: If something in the iterable is not a tensor.
-        ValueError: If nothing requires a gradient.
+        ValueError: If nothing requires a gradient, or two have the same name.
     """
     given: list[Any] = list(over.named_parameters() if isinstance(over, torch.nn.Module) else over)
     pairs = given and all(isinstance(item, tuple) and len(item) == 2 for item in given)
@@ -43,6 +43,11 @@ def named(over: Over) -> tuple[list[str] | None, list[Tensor]]:
             "requires_grad_(True)"
         )
     kept = list(params.values())
+    if pairs and len({name for name, _ in kept}) < len(kept):
+        raise ValueError(
+            "two parameters have the same name: take names from one module that holds them all, "
+            "model.named_parameters(), or pass no names"
+        )
     return [name for name, _ in kept] if pairs else None, [p for _, p in kept]
 
 

@@ -140,7 +140,10 @@ class Benchmarks(SphinxDirective):
                     text += " fast as pytorch_optimizer."
                 found += self.parse_text_to_nodes(text)
                 found.append(nodes.raw("", bars(rows), format="html"))
-                found += self.parse_text_to_nodes(table(rows))
+                parsed = self.parse_text_to_nodes(table(rows))
+                for each in (t for node in parsed for t in node.findall(nodes.table)):
+                    each["classes"] += ["benchmarks"]
+                found += parsed
         return found
 
 

@@ -146,7 +146,7 @@ print("test error at equal training loss, below 0.8 of SGD's: True")
 print("ratio of informative features, over twice that of the others: True")
 
 # %% [markdown]
-# **When to use it.** When the batch is large, and its parts are at hand anyway: gradients of devices or of accumulated batches. **When not:** with parts of a few examples, which disagree about everything. And not as a way to train fast: at the same number of steps it has fitted less.
+# **When to use it.** When the batch is large, and its parts are at hand anyway: gradients of devices or of accumulated batches. **When not:** with parts of a few examples, which disagree about everything. And not as a way to train fast: nothing is amplified, so its steps are never longer than the optimizer's on the whole gradient.
 #
 # (ghostbatchnorm)=
 # ## Ghost batch normalization, and the longer regime

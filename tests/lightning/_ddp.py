@@ -24,10 +24,10 @@ OPTIMIZERS = {
 
 
 class Net(LightningModule):
-    def __init__(self, make):
+    def __init__(self, make, norm=nn.Identity):
         super().__init__()
         torch.manual_seed(0)
-        self.net = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 3))
+        self.net = nn.Sequential(nn.Linear(6, 8), norm(8), nn.Tanh(), nn.Linear(8, 3))
         self.make = make
 
     def training_step(self, batch, batch_idx):
@@ -58,13 +58,13 @@ class Wire(Callback):
         return self.send(tensor, *args, **kwargs)
 
 
-def train(name, world, accumulate):
+def train(make, world, accumulate, norm=nn.Identity):
     rng = torch.Generator().manual_seed(7)
     data = torch.utils.data.TensorDataset(
         torch.randn(96, 6, generator=rng, dtype=torch.float64),
         torch.randint(0, 3, (96,), generator=rng),
     )
-    module, wire = Net(OPTIMIZERS[name]).double(), Wire()
+    module, wire = Net(make, norm).double(), Wire()
     trainer = Trainer(
         accelerator="cpu",
         devices=world,
@@ -81,15 +81,26 @@ def train(name, world, accumulate):
     rank = int(os.environ["RANK"]) if world > 1 else 0
     own = range(rank, len(data), world)  # so the union of batch j is batch j of one process
     trainer.fit(module, torch.utils.data.DataLoader(data, batch_size=16 // world, sampler=own))
-    return torch.cat([p.detach().flatten() for p in module.parameters()]), wire.largest
+    return torch.cat([t.flatten() for t in module.state_dict().values()]), wire.largest
 
 
 def run(world):
     warnings.filterwarnings("ignore")
     quiet()
     torch.set_num_threads(1)
-    return {(name, k): train(name, world, k) for name in OPTIMIZERS for k in (1, 2)}
+    return {(n, k): train(make, world, k) for n, make in OPTIMIZERS.items() for k in (1, 2)}
+
+
+def statistics():
+    """Weights and running statistics of batch normalization, with SGD and with SAM around it."""
+    return [
+        train(make, 2, 1, nn.BatchNorm1d)[0]
+        for make in (
+            partial(torch.optim.SGD, lr=0.1),
+            lambda params: SAM(torch.optim.SGD(params, lr=0.1), rho=0.0),
+        )
+    ]
 
 
 if __name__ == "__main__":
-    torch.save(run(world=2), sys.argv[1])
+    torch.save((run(world=2), statistics()), sys.argv[1])

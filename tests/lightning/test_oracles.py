@@ -428,7 +428,10 @@ def test_two_processes_are_one_on_the_union_batch(tmp_path):
     for process in processes:
         _, errors = process.communicate(timeout=300)
         assert process.returncode == 0, errors
-    first, second = (torch.load(file, weights_only=True) for file in files)
+    (first, here), (second, there) = (torch.load(file, weights_only=True) for file in files)
+    for plain, sam in (here, there):  # each process has the statistics that SGD leaves it
+        assert torch.allclose(plain, sam, rtol=0, atol=1e-9)
+    assert not torch.equal(here[0], there[0])
     alone = runpy.run_path(str(script))["run"](world=1)
     for key, (weights, _) in alone.items():
         assert torch.equal(first[key][0], second[key][0]), key
@@ -511,11 +514,29 @@ def test_validation_test_and_checkpoint_are_at_the_weights_to_evaluate_with(
     saved = torch.load(tmp_path / "half.ckpt", weights_only=True)["state_dict"]
     first = torch.cat([v.flatten() for k, v in saved.items() if k.startswith("net")])
     assert torch.allclose(first, torch.stack(path[:4]).mean(0), atol=1e-12)
-    t.save_checkpoint(tmp_path / "weights.ckpt", weights_only=True)
-    light = torch.load(tmp_path / "weights.ckpt", weights_only=True)["state_dict"]
-    assert all(torch.equal(light[key], saved[key]) for key in saved)
     rest, _ = run(2, ckpt_path=tmp_path / "half.ckpt")
     assert torch.equal(weights(rest), weights(module))
+
+
+def test_a_checkpoint_within_the_fit_has_the_weights_to_evaluate_with(trainer, tmp_path):
+    """Also one without the optimizer, for which Lightning asks no callback; the run goes on."""
+
+    class Save(Callback):
+        def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
+            state = trainer.optimizers[0].state
+            self.mean = torch.cat([state[p]["mean"].flatten() for p in module.net.parameters()])
+            self.before = weights(module)
+            trainer.save_checkpoint(tmp_path / f"{batch_idx}.ckpt", weights_only=True)
+            self.after = weights(module)
+
+    save = Save()
+    module = Net(lambda params: Averaging(params)).double()
+    trainer(callbacks=[Oracles(), save], max_epochs=1).fit(module, loader(batches(3)))
+    saved = torch.load(tmp_path / "2.ckpt", weights_only=True)["state_dict"]
+    found = torch.cat([v.flatten() for k, v in saved.items() if k.startswith("net")])
+    assert torch.allclose(found, save.mean, atol=1e-12)
+    assert not torch.allclose(found, save.before, atol=1e-3)
+    assert torch.equal(save.before, save.after)
 
 
 # ---- what cannot be done is refused, and nothing is lost

@@ -32,7 +32,6 @@ def tangent(v: Tensor, w: Tensor) -> Tensor:
     title="Logit Attenuating Weight Normalization",
     oracle="gradient",
     scope="tensor",
-    claims={"descends_quadratic"},
 )
 class LAWN(Wrapper):
     r"""LAWN: after some free steps, the norm of each layer's weights stays what it is.

@@ -48,7 +48,6 @@ _FRESH = {"gsnr": torch.zeros(()), "steps": torch.zeros((), dtype=torch.int64)}
     oracle="gradient",
     scope="tensor",
     state_bytes=4,
-    claims={"descends_quadratic"},
 )
 class VRGD(OracleDriven, Wrapper):
     r"""VRGD: gradients scaled by their signal-to-noise ratio, measured on parts of the batch.

@@ -9,7 +9,18 @@ import pytest
 import torch
 
 import steepest.optim  # noqa: F401  (its rules register)
-from steepest.kernels import RULES, Rule, _numba, _triton, apply, available_backends, rule, xp
+from steepest.kernels import (
+    REDUCTIONS,
+    RULES,
+    Rule,
+    _numba,
+    _triton,
+    apply,
+    available_backends,
+    reduction,
+    rule,
+    xp,
+)
 
 SHAPES = [(1,), (3, 5), (0,), (2, 0, 4), (1023,), (1024,), (1025,), (7, 11, 13), (20_000,)]
 FUSED = ["cpu", "triton"]
@@ -24,6 +35,16 @@ def everything(p, g, m, *, lr, beta):
     p = p + lr * xp.where(g > m, xp.sign(g), xp.maximum(m, 0.0)) - xp.log(1 + xp.abs(m)) * lr
     p = xp.minimum(p, 10 * xp.sqrt(beta))
     return p, m
+
+
+@reduction
+def some_sums(p, g, m, *, beta):
+    # a sum of each kind: of an expression, of a name, with a hoisted number
+    d = p - m
+    dd = xp.sum(d * d)
+    gg = xp.sum(g * xp.abs(g) * (1 - beta))
+    signs = xp.sum(xp.where(d > g, 1.0, 0.0) + d * 0.0)
+    return gg, dd, signs
 
 
 def values(rule: Rule) -> dict[str, float]:
@@ -95,6 +116,65 @@ def test_each_tensor_uses_its_own_numbers(backend):
     assert not torch.equal(uniform[0][1], fused[0][1])
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("backend", ["torch", *FUSED])
+@pytest.mark.parametrize("name", sorted({*REDUCTIONS} | {"some_sums"}))
+def test_reductions_are_sums_over_each_tensor(name, backend, dtype):
+    """Against float64, tensor by tensor, also strided ones and ones with numbers of their own."""
+    r = REDUCTIONS[name]
+    tensors = columns(r, dtype)
+    for column in tensors:
+        column.append(column[-1][:100].clone().reshape(4, 25).t())
+    sets = [values(r), {key: v / 2 for key, v in values(r).items()}]
+    which = [j % 2 for j in range(len(tensors[0]))]
+    before = [[t.clone() for t in column] for column in tensors]
+    sums = apply(r, tensors, sets, which, grad_scale=-0.5, backend=backend)
+    assert [*sums] == [*r.sums]
+    pairs = zip(itertools.chain(*tensors), itertools.chain(*before), strict=True)
+    assert all(torch.equal(a, b) for a, b in pairs)
+    for j, row in enumerate(zip(*tensors, strict=True)):
+        exact = [t.double() for t in row]
+        if "g" in r.tensors:
+            exact[r.tensors.index("g")] *= -0.5
+        size = max(row[0].numel(), 1)
+        rounding = torch.finfo(dtype if dtype == torch.float64 else torch.float32).eps
+        for total, expected in zip(sums.values(), r(*exact, **sets[which[j]]), strict=True):
+            assert total.dtype == torch.float64
+            assert abs(total[j] - expected) <= 8 * rounding * (size + abs(expected)), (j, size)
+
+
+@pytest.mark.parametrize("backend", ["torch", *FUSED])
+def test_numbers_may_be_tensors(backend):
+    """One for all parameters or one for each, they mean what numbers mean."""
+    r = RULES["adamw"]
+    rates = torch.linspace(0.01, 0.9, len(SHAPES), dtype=torch.float64)
+    vectors = {"lr": rates, "beta2": torch.tensor(0.75, dtype=torch.float64)}
+    sets = [{**values(r), "lr": float(lr), "beta2": 0.75} for lr in rates]
+    expected, actual = columns(r, torch.float32), columns(r, torch.float32)
+    apply(r, expected, sets, range(len(sets)), backend=backend)
+    plain = {name: v for name, v in values(r).items() if name not in vectors}
+    apply(r, actual, [plain, {**plain, "wd": 9.0}], vectors=vectors, backend=backend)
+    for a, b in zip(itertools.chain(*actual), itertools.chain(*expected), strict=True):
+        assert torch.equal(a, b) if backend != "torch" else close(a, b)
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ("a = p * g\n    return a", "ends by returning names"),
+        ("a = xp.sum(p)\n    b = xp.sum(a * g)\n    return a, b", "uses the sum a"),
+        ("a = xp.sum(p) + 1\n    return a", "ends by returning names"),
+    ],
+)
+def test_what_is_not_a_sum_is_refused(body, message, tmp_path):
+    path = tmp_path / "bad.py"
+    path.write_text(f"def bad(p, g, *, lr):\n    {body}\n")
+    scope: dict = {}
+    exec(compile(path.read_text(), str(path), "exec"), scope)
+    with pytest.raises(ValueError, match=message):
+        reduction(scope["bad"])
+
+
 @pytest.mark.parametrize("backend", FUSED)
 def test_strided_tensors_are_updated_in_place(backend):
     r = RULES["adamw"]
@@ -140,17 +220,18 @@ import re, torch, triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 import steepest.optim
-from steepest.kernels import RULES, _triton
-types = {{"table": "*i64", "scalars": "*fp64", "tensor": "*i64", "start": "*i64", "T": "i32",
+from steepest.kernels import REDUCTIONS, RULES, _triton
+types = {{"table": "*i64", "scalars": "*fp64", "tensor": "*i64", "first": "*i64",
+         "partial": "*fp64", "T": "i32",
          "ALIGNED": "constexpr", "BLOCK": "constexpr"}}
-for rule in RULES.values():
+for rule in (*RULES.values(), *REDUCTIONS.values()):
     keep = torch.float64 if {dtype} == torch.float64 else torch.float32
     dtypes = ({dtype}, {dtype}, *[keep] * (len(rule.tensors) - 2))
     kernel = _triton._compile(rule, dtypes)
     source = ASTSource(kernel, types, {{"ALIGNED": True, "BLOCK": 1024}})
     ptx = triton.compile(source, target=GPUTarget("cuda", 90, 32)).asm["ptx"]
     wide = "v2.b64" if {dtype} == torch.float64 else "v4.b32"
-    assert f"ld.global.{{wide}}" in ptx and f"st.global.{{wide}}" in ptx, rule
+    assert f"ld.global.{{wide}}" in ptx and (rule.sums or f"st.global.{{wide}}" in ptx), rule
 print(len(RULES), "compiled")
 """
     env = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
@@ -160,8 +241,8 @@ print(len(RULES), "compiled")
 
 
 def test_equations_stand_beside_their_lines():
-    for r in RULES.values():
-        if r.__name__ != "everything":
+    for r in (*RULES.values(), *REDUCTIONS.values()):
+        if r.__name__ not in ("everything", "some_sums"):
             assert len(r.lines) >= 2
             assert all(equation and " = " in code for equation, code in r.lines), r.__name__
         assert {line.count("|") for line in r._repr_markdown_().splitlines()} == {3}

@@ -30,6 +30,7 @@ KINDS = {
     "objectives": "objective",
     "nn": "module",
     "optim": "optimizer",
+    "schedules": "schedule",
     "solvers": "solver",
     "samplers": "sampler",
     "probes": "probe",

@@ -12,6 +12,8 @@ from steepest.kernels._noise import check_kind as check_kind
 from steepest.kernels._noise import noise as noise
 from steepest.kernels._noise import offsets as offsets
 from steepest.kernels._noise import split_seed as split_seed
+from steepest.kernels._rule import REDUCTIONS as REDUCTIONS
 from steepest.kernels._rule import RULES as RULES
 from steepest.kernels._rule import Rule as Rule
+from steepest.kernels._rule import reduction as reduction
 from steepest.kernels._rule import rule as rule

@@ -44,36 +44,81 @@ def apply(
     numbers: Sequence[Mapping[str, float]],
     which: Sequence[int] | None = None,
     *,
+    vectors: Mapping[str, Tensor] | None = None,
     grad_scale: float = 1.0,
     backend: str = "auto",
-) -> None:
+) -> dict[str, Tensor]:
     """Run a rule on T parameters with their gradients and state, in place.
 
     Args:
-        rule: The update rule.
+        rule: The rule, or reduction.
         columns: For each tensor name of the rule, its T tensors; within one index all have
             the same shape. Gradients and other unwritten tensors do not change.
         numbers: U sets of values for the rule's numbers.
         which: For each of the T parameters, the index of its set; the first when omitted.
+        vectors: Numbers that were measured on the device, and stay there: float64 tensors of
+            shape (T,), or () for all parameters. They come before those of ``numbers``.
         grad_scale: Factor on the gradient before the rule sees it (-1 to maximize).
         backend: ``torch``, ``cpu``, ``triton``, or ``auto``: the fused kernel of the tensors'
             device if it is there and the work is large enough to pay for it.
+
+    Returns:
+        The sums of a reduction by name, float64 of shape (T,), on the first tensor's device; of
+        a rule nothing.
 
     Raises:
         ValueError: If the backend is unknown.
         RuntimeError: If the backend is forced and missing, or is not for the tensors' device.
     """
     check_backend(backend)
-    which = which if which is not None else [0] * len(columns[0])
+    count = len(columns[0])
+    which = which if which is not None else [0] * count
+    vectors = {name: v.double().expand(count) for name, v in (vectors or {}).items()}
+    home = columns[0][0].device
+    sums = torch.zeros(len(rule.sums), count, dtype=torch.float64, device=home)
     for device, index in _partition(columns):
-        part = columns if index is None else [[column[j] for j in index] for column in columns]
-        rows = which if index is None else [which[j] for j in index]
+        part, rows, own = columns, which, vectors
+        if index is not None:
+            part = [[column[j] for j in index] for column in columns]
+            rows = [which[j] for j in index]
+            own = {name: v[index].to(device) for name, v in vectors.items()}
         name = _choose(backend, device, part[0])
         if name == "torch":
-            _run_torch(rule, part, numbers, rows, grad_scale)
+            made = _run_torch(rule, part, numbers, rows, own, grad_scale)
         else:
-            scalars = np.array([[*rule.scalars(n), grad_scale] for n in numbers])
-            _run_fused(_FUSED[name], rule, part, scalars, np.array(rows, dtype=np.int64))
+            scalars, order = _scalars(rule, numbers, rows, own, grad_scale)
+            made = _run_fused(_FUSED[name], rule, part, scalars, order)
+        if rule.sums:
+            sums[:, slice(None) if index is None else index] = made.to(home)
+    return dict(zip(rule.sums, sums, strict=True))
+
+
+def _scalars(
+    rule: Rule,
+    numbers: Sequence[Mapping[str, float]],
+    which: Sequence[int],
+    vectors: Mapping[str, Tensor],
+    grad_scale: float,
+) -> tuple[np.ndarray | Tensor, np.ndarray]:
+    """Rows of hoisted scalars with the gradient's factor, and the row of each parameter."""
+    if not vectors:
+        rows = [[*rule.scalars(n), grad_scale] for n in numbers]
+        return np.array(rows), np.array(which, dtype=np.int64)
+    like = next(iter(vectors.values()))
+    # Without a wait for the device: what is there stays, what is known here goes there.
+    given = {
+        name: vectors[name]
+        if name in vectors
+        else torch.tensor([float(numbers[u][name]) for u in which], dtype=torch.float64).to(
+            like.device, non_blocking=True
+        )
+        for name in rule.numbers
+    }
+    filled = [
+        s if isinstance(s, Tensor) else torch.full_like(like, s)
+        for s in (*rule.scalars(given), grad_scale)
+    ]
+    return torch.stack(filled, dim=1), np.arange(len(which))
 
 
 def _partition(
@@ -113,27 +158,37 @@ def _run_torch(
     columns: Sequence[Sequence[Tensor]],
     numbers: Sequence[Mapping[str, float]],
     which: Sequence[int],
+    vectors: Mapping[str, Tensor],
     grad_scale: float,
-) -> None:
+) -> Tensor:
     compute = compute_dtype(columns[0][0].dtype)
-    g = rule.tensors.index("g")
     written = [rule.tensors.index(name) for name in rule.written]
-    for row, u in zip(zip(*columns, strict=True), which, strict=True):
+    sums = []
+    for j, row in enumerate(zip(*columns, strict=True)):
         values = [t.to(compute) for t in row]
-        if grad_scale != 1.0:
+        if grad_scale != 1.0 and "g" in rule.tensors:
+            g = rule.tensors.index("g")
             values[g] = values[g] * grad_scale
-        used = {name: numbers[u][name] for name in rule.numbers}
-        for k, new in zip(written, rule(*values, **used), strict=True):
+        used = {
+            name: vectors[name][j] if name in vectors else numbers[which[j]][name]
+            for name in rule.numbers
+        }
+        answer = rule(*values, **used)
+        if rule.sums:
+            sums.append(torch.stack(answer))
+            continue
+        for k, new in zip(written, answer, strict=True):
             row[k].copy_(new)
+    return torch.stack(sums, dim=1) if sums else columns[0][0].new_zeros(0)
 
 
 def _run_fused(
     module: ModuleType,
     rule: Rule,
     columns: Sequence[Sequence[Tensor]],
-    scalars: np.ndarray,
+    scalars: np.ndarray | Tensor,
     which: np.ndarray,
-) -> None:
+) -> Tensor:
     """Launch a kernel; tensors that it cannot work on in place go through a packed copy."""
     if not module.takes([column[0].dtype for column in columns]):
         strided = list(range(len(columns[0])))
@@ -142,14 +197,18 @@ def _run_fused(
             {j for column in columns for j, t in enumerate(column) if not t.is_contiguous()}
         )
     if not strided:
-        module.launch(rule, columns, scalars, which)
-        return
+        made: Tensor = module.launch(rule, columns, scalars, which)
+        return made
     compute = compute_dtype(columns[0][0].dtype)
     packed = [[c[j].to(compute).contiguous() for j in strided] for c in columns]
-    module.launch(rule, packed, scalars, which[strided])
+    made = module.launch(rule, packed, scalars, which[strided])
+    sums = made.new_empty(len(rule.sums), len(which))
+    sums[:, strided] = made
     for name in rule.written:
         k = rule.tensors.index(name)
         for j, t in zip(strided, packed[k], strict=True):
             columns[k][j].copy_(t)
     if rest := sorted(set(range(len(which))) - set(strided)):
-        module.launch(rule, [[c[j] for j in rest] for c in columns], scalars, which[rest])
+        made = module.launch(rule, [[c[j] for j in rest] for c in columns], scalars, which[rest])
+        sums[:, rest] = made
+    return sums

@@ -37,9 +37,9 @@ def takes(dtypes: Sequence[torch.dtype]) -> bool:
 def launch(
     rule: Rule,
     columns: Sequence[Sequence[Tensor]],
-    scalars: np.ndarray,
+    scalars: np.ndarray | Tensor,
     which: np.ndarray,
-) -> None:
+) -> Tensor:
     """Update contiguous tensors of one dtype in place.
 
     Args:
@@ -48,14 +48,22 @@ def launch(
         scalars: Rows of the rule's hoisted scalars and the gradient's factor, shape (U, S + 1),
             double precision.
         which: Row of ``scalars`` that each of the T tensors uses, shape (T,).
+
+    Returns:
+        The rule's sums over each tensor, float64 of shape (number of sums, T).
     """
     dtype = np.float64 if columns[0][0].dtype == torch.float64 else np.float32
     pointers = np.array([[t.data_ptr() for t in column] for column in columns], dtype=np.int64)
     sizes = np.array([p.numel() for p in columns[0]], dtype=np.int64)
-    tensor, start = _blocks(sizes.tobytes())
+    tensor, first = _blocks(sizes.tobytes())
     kernel = _compile(rule, dtype)
+    partial = np.empty((len(rule.sums), len(tensor)))
     with torch_threads():
-        kernel(pointers, scalars.astype(dtype), which, sizes, tensor, start)
+        kernel(pointers, np.asarray(scalars, dtype), which, sizes, tensor, first, partial)
+    if not rule.sums:
+        return torch.empty(0, len(sizes))
+    # Blocks of a tensor stand together, and the first of each starts at 0.
+    return torch.from_numpy(np.add.reduceat(partial, np.flatnonzero(first == 0), axis=1))
 
 
 @contextmanager
@@ -76,8 +84,8 @@ def _blocks(sizes: bytes) -> tuple[np.ndarray, np.ndarray]:
     """Tensor and first element of each block; T sizes come as bytes to be hashable."""
     counts = -(-np.frombuffer(sizes, dtype=np.int64) // BLOCK)
     tensor = np.repeat(np.arange(len(counts)), counts)
-    first = np.concatenate([[0], np.cumsum(counts)[:-1]])
-    return tensor, (np.arange(len(tensor)) - first[tensor]) * BLOCK
+    before = np.concatenate([[0], np.cumsum(counts)[:-1]])
+    return tensor, (np.arange(len(tensor)) - before[tensor]) * BLOCK
 
 
 def source(rule: Rule) -> str:
@@ -85,23 +93,26 @@ def source(rule: Rule) -> str:
     names = [*rule.hoisted, "grad_scale"]
     setup = [
         "_t = tensor[_b]",
-        f"_size = min(sizes[_t] - start[_b], {BLOCK})",
-        "_offset = start[_b] * itemsize",
+        f"_size = min(sizes[_t] - first[_b], {BLOCK})",
+        "_offset = first[_b] * itemsize",
         *(f"{n}_ = view(pointers[{k}, _t] + _offset, _size)" for k, n in enumerate(rule.tensors)),
         *(f"{n} = scalars[which[_t], {j}]" for j, n in enumerate(names)),
+        *(f"{name}_ = 0.0" for name in rule.sums),
     ]
     body = [
         *(f"{name} = {name}_[_i]" for name in rule.tensors),
-        "g = g * grad_scale",
+        *(["g = g * grad_scale"] if "g" in rule.tensors else []),
         *rule.body,
         *(f"{name}_[_i] = {name}" for name in rule.written),
+        *(f"{name}_ += double({name})" for name in rule.sums),
     ]
     lines = [
-        "def kernel(pointers, scalars, which, sizes, tensor, start):",
+        "def kernel(pointers, scalars, which, sizes, tensor, first, partial):",
         "    for _b in prange(len(tensor)):",
         *(f"        {line}" for line in setup),
         "        for _i in range(_size):",
         *(f"            {line}" for line in body),
+        *(f"        partial[{k}, _b] = {name}_" for k, name in enumerate(rule.sums)),
     ]
     return "\n".join(lines)
 
@@ -129,7 +140,11 @@ def _compile(rule: Rule, dtype: type) -> Any:
         "prange": prange,
         "view": view,
         "xp": _xp_numba,
+        "double": np.float64,
         "itemsize": np.dtype(dtype).itemsize,
     }
     exec(compile(source(rule), f"<{rule.__name__} on numba>", "exec"), scope)
-    return njit(parallel=True, nogil=True, error_model="numpy")(scope["kernel"])
+    # Only sums may be reordered: in lanes, as no processor vectorizes them in sequence.
+    free = {"reassoc"} if rule.sums else False
+    options = {"parallel": True, "nogil": True, "error_model": "numpy", "fastmath": free}
+    return njit(**options)(scope["kernel"])

@@ -12,6 +12,14 @@ Positional arguments are tensors (``p`` the parameter, ``g`` its gradient, then 
 keyword-only ones are numbers, and the names that it returns are what it writes. The comment
 above a line is that line's equation in TeX. Maths is an attribute of ``xp``.
 
+A reduction is the same with sums over a tensor's elements, and writes nothing::
+
+    @reduction
+    def squares(p, g):
+        # \lVert g \rVert^2
+        gg = xp.sum(g * g)
+        return gg
+
 Called with tensors, a rule is its own torch reference. The other backends are generated from
 its syntax tree after one transformation: what depends on numbers alone (``1 - beta2``,
 ``lr / c1``) is computed once a step on the host, in double precision, as torch does with Python
@@ -36,10 +44,13 @@ from steepest.kernels import _xp_torch
 RULES: dict[str, Rule] = {}
 """Every rule by name, for the tests that run all of them on all backends."""
 
+REDUCTIONS: dict[str, Rule] = {}
+"""Every reduction by name."""
+
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Rule:
-    """A parsed update rule. Make one with the decorator :func:`rule`."""
+    """A parsed rule. Make one with the decorator :func:`rule` or :func:`reduction`."""
 
     function: Callable[..., Any]
     tensors: tuple[str, ...]
@@ -52,19 +63,27 @@ class Rule:
     """Elementwise statements after hoisting, as source text."""
     hoisted: dict[str, str]
     """Name used in ``body`` -> expression in the numbers alone, in order of evaluation."""
+    sums: tuple[str, ...] = ()
+    """Names that a reduction sums over the elements of each tensor."""
 
     @property
     def __name__(self) -> str:
         return self.function.__name__
 
-    def __call__(self, *tensors: Tensor, **numbers: float) -> tuple[Tensor, ...]:
-        """Torch reference: return the new values of ``written``; change no argument."""
+    def __call__(self, *tensors: Tensor, **numbers: float | Tensor) -> tuple[Tensor, ...]:
+        """Torch reference: return the new values of ``written``, or ``sums``; change nothing."""
         out = self.function(*tensors, **numbers)
         return out if isinstance(out, tuple) else (out,)
 
-    def scalars(self, numbers: Mapping[str, float]) -> list[float]:
-        """Values of the hoisted expressions in double precision, in the order of ``hoisted``."""
-        scope = {name: float(numbers[name]) for name in self.numbers}
+    def scalars(self, numbers: Mapping[str, Any]) -> list[Any]:
+        """Values of the hoisted expressions in double precision, in the order of ``hoisted``.
+
+        Of numbers that are tensors, one value for each parameter, they are tensors too.
+        """
+        scope = {
+            name: number.double() if isinstance(number, Tensor) else float(number)
+            for name, number in ((name, numbers[name]) for name in self.numbers)
+        }
         for name, code in self._prelude:
             scope[name] = eval(code, {"xp": _xp_torch}, scope)
         return [scope[name] for name in self.hoisted]
@@ -98,7 +117,10 @@ class Rule:
         return "\n".join([head, "|:--|:--|", *rows])
 
 
-_OWN = {"pointers", "table", "scalars", "which", "sizes", "tensor", "start", "T", "grad_scale"}
+_OWN = {
+    *("pointers", "table", "scalars", "which", "sizes", "tensor", "first", "partial"),
+    *("T", "grad_scale"),
+}
 """Names of a kernel's own arguments."""
 
 
@@ -109,6 +131,47 @@ def rule(function: Callable[..., Any]) -> Rule:
         ValueError: If the function is not plain arithmetic: one assignment a line, ``xp.name``
             for maths, no loops, branches or powers, and a return of tensor names.
     """
+    tensors, numbers, statements, last = _parse(function)
+    hoister = _Hoister(function.__name__, set(numbers))
+    body = [ast.unparse(kept) for s in statements if (kept := hoister.assign(s)) is not None]
+    parsed = Rule(
+        function, tensors, numbers, _returned(last, tensors), tuple(body), hoister.hoisted
+    )
+    RULES[function.__name__] = parsed
+    return parsed
+
+
+def reduction(function: Callable[..., Any]) -> Rule:
+    """Parse a function of scalars into a :class:`Rule` that writes nothing and returns sums.
+
+    Raises:
+        ValueError: As for :func:`rule`; and if a returned name is not the sum of something,
+            ``name = xp.sum(expression)``, or a sum is used before the return.
+    """
+    tensors, numbers, statements, last = _parse(function)
+    hoister = _Hoister(function.__name__, set(numbers))
+    body: list[str] = []
+    sums: list[str] = []
+    for statement in statements:
+        if used := {n.id for n in ast.walk(statement) if isinstance(n, ast.Name)} & {*sums}:
+            raise ValueError(f"reduction {function.__name__} uses the sum {used.pop()}: return it")
+        if isinstance(statement, ast.Assign) and _is_sum(statement.value):
+            assert isinstance(statement.value, ast.Call)
+            sums.append(ast.unparse(statement.targets[0]))
+            statement.value = statement.value.args[0]
+        if (kept := hoister.assign(statement)) is not None:
+            body.append(ast.unparse(kept))
+    parsed = Rule(
+        function, tensors, numbers, (), tuple(body), hoister.hoisted, _returned(last, tuple(sums))
+    )
+    REDUCTIONS[function.__name__] = parsed
+    return parsed
+
+
+def _parse(
+    function: Callable[..., Any],
+) -> tuple[tuple[str, ...], tuple[str, ...], list[ast.stmt], ast.stmt]:
+    """Names of tensors and numbers, the statements, and the return."""
     definition = ast.parse(textwrap.dedent(inspect.getsource(function))).body[0]
     assert isinstance(definition, ast.FunctionDef)
     tensors = tuple(a.arg for a in definition.args.args)
@@ -117,14 +180,8 @@ def rule(function: Callable[..., Any]) -> Rule:
         name for name in (*tensors, *numbers) if name.strip("_") != name or name in _OWN
     ]:
         raise ValueError(f"a rule cannot use the name {reserved[0]}: kernels use it")
-    hoister = _Hoister(function.__name__, set(numbers))
     *statements, last = _skip_docstring(definition.body)
-    body = [ast.unparse(kept) for s in statements if (kept := hoister.assign(s)) is not None]
-    parsed = Rule(
-        function, tensors, numbers, _returned(last, tensors), tuple(body), hoister.hoisted
-    )
-    RULES[function.__name__] = parsed
-    return parsed
+    return tensors, numbers, statements, last
 
 
 def _skip_docstring(body: list[ast.stmt]) -> list[ast.stmt]:
@@ -134,12 +191,24 @@ def _skip_docstring(body: list[ast.stmt]) -> list[ast.stmt]:
     )
 
 
+def _is_sum(node: ast.expr) -> bool:
+    return (
+        isinstance(node, ast.Call)
+        and _is_xp(node.func)
+        and ast.unparse(node.func) == "xp.sum"
+        and len(node.args) == 1
+    )
+
+
 def _returned(last: ast.stmt, tensors: tuple[str, ...]) -> tuple[str, ...]:
     value = last.value if isinstance(last, ast.Return) else None
     items = value.elts if isinstance(value, ast.Tuple) else [value]
     names = tuple(item.id for item in items if isinstance(item, ast.Name))
     if not names or len(names) != len(items) or not set(names) <= set(tensors):
-        raise ValueError("a rule ends by returning names of its tensors: return p, m, v")
+        raise ValueError(
+            "a rule ends by returning names of its tensors, return p, m, v; a reduction names of "
+            "its sums"
+        )
     return names
 
 

@@ -47,12 +47,12 @@ def takes(dtypes: Sequence[torch.dtype]) -> bool:
 def launch(
     rule: Rule,
     columns: Sequence[Sequence[Tensor]],
-    scalars: np.ndarray,
+    scalars: np.ndarray | Tensor,
     which: np.ndarray,
-) -> None:
+) -> Tensor:
     """Update contiguous tensors in place; all tensors of a column have one dtype.
 
-    Arguments as for the CPU backend's ``launch``.
+    Arguments and result as for the CPU backend's ``launch``.
     """
     device = columns[0][0].device
     sizes = np.array([p.numel() for p in columns[0]], dtype=np.int64)
@@ -61,21 +61,28 @@ def launch(
     table = torch.from_numpy(np.vstack([pointers, sizes[None], which[None]])).to(
         device, non_blocking=True
     )
-    numbers = torch.from_numpy(scalars).to(device, non_blocking=True)
-    tensor, start = _blocks(sizes.tobytes(), device)
+    numbers = torch.as_tensor(scalars).to(device, non_blocking=True)
+    tensor, first, counts = _blocks(sizes.tobytes(), device)
+    partial = torch.empty(len(tensor), len(rule.sums), dtype=torch.float64, device=device)
     dtypes = tuple(column[0].dtype for column in columns)
     aligned = bool((pointers % 16 == 0).all())
     kernel = _compile(rule, dtypes)
-    kernel[(len(tensor),)](table, numbers, tensor, start, len(sizes), aligned, BLOCK)
+    kernel[(len(tensor),)](table, numbers, tensor, first, partial, len(sizes), aligned, BLOCK)
+    if not rule.sums:
+        return torch.empty(0, len(sizes))
+    # Not with atomic additions: sums are the same in every run.
+    return torch.segment_reduce(partial, "sum", lengths=counts, axis=0).T
 
 
 @cache
-def _blocks(sizes: bytes, device: torch.device) -> tuple[Tensor, Tensor]:
+def _blocks(sizes: bytes, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """Tensor and first element of each block, and each tensor's number of blocks."""
     counts = -(-np.frombuffer(sizes, dtype=np.int64) // BLOCK)
     tensor = np.repeat(np.arange(len(counts)), counts)
-    first = np.concatenate([[0], np.cumsum(counts)[:-1]])
-    start = (np.arange(len(tensor)) - first[tensor]) * BLOCK
-    return torch.from_numpy(tensor).to(device), torch.from_numpy(start).to(device)
+    before = np.concatenate([[0], np.cumsum(counts)[:-1]])
+    first = (np.arange(len(tensor)) - before[tensor]) * BLOCK
+    made = [torch.from_numpy(array).to(device) for array in (tensor, first, counts)]
+    return made[0], made[1], made[2]
 
 
 def source(rule: Rule, dtypes: tuple[torch.dtype, ...]) -> str:
@@ -84,10 +91,11 @@ def source(rule: Rule, dtypes: tuple[torch.dtype, ...]) -> str:
     rows = len(rule.tensors)
     names = [*rule.hoisted, "grad_scale"]
     lines = [
-        "def kernel(table, scalars, tensor, start, T, ALIGNED: tl.constexpr, BLOCK: tl.constexpr):",
+        "def kernel(table, scalars, tensor, first, partial, T,",
+        "           ALIGNED: tl.constexpr, BLOCK: tl.constexpr):",
         "    _block = tl.program_id(0)",
         "    _tensor = tl.load(tensor + _block)",
-        "    _first = tl.multiple_of(tl.load(start + _block), BLOCK)",
+        "    _first = tl.multiple_of(tl.load(first + _block), BLOCK)",
         "    _index = _first + tl.arange(0, BLOCK)",
         f"    _size = tl.load(table + {rows} * T + _tensor)",
         f"    _row = tl.load(table + {rows + 1} * T + _tensor) * {len(names)}",
@@ -106,12 +114,17 @@ def source(rule: Rule, dtypes: tuple[torch.dtype, ...]) -> str:
     for branch, mask in (("if _first + BLOCK <= _size:", ""), ("else:", ", mask=_index < _size")):
         lines.append(f"    {branch}")
         inner = [f"{name} = tl.load({name}_ + _index{mask}).to({compute})" for name, _ in columns]
-        inner += ["g = g * grad_scale", *rule.body]
+        inner += ["g = g * grad_scale"] if "g" in rule.tensors else []
+        inner += rule.body
         inner += [
             f"tl.store({name}_ + _index, {name}.to({_TYPES[dtype]}){mask})"
             for name, dtype in columns
             if name in rule.written
         ]
+        for k, name in enumerate(rule.sums):
+            kept = f"tl.where(_index < _size, {name}, 0.0)" if mask else name
+            place = f"partial + _block * {len(rule.sums)} + {k}"
+            inner.append(f"tl.store({place}, tl.sum({kept}.to(tl.float64)))")
         lines += [f"        {line}" for line in inner]
     return "\n".join(lines) + "\n"
 

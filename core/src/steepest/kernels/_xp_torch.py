@@ -56,3 +56,8 @@ def where(condition: Tensor | bool, a: Value, b: Value) -> Value:
     if isinstance(condition, Tensor):
         return torch.where(condition, a, b)
     return a if condition else b
+
+
+def sum(x: Tensor) -> Tensor:
+    """Sum over all elements, in double precision. Only for reductions, which generate it."""
+    return x.sum(dtype=torch.float64)

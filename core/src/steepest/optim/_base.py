@@ -7,7 +7,7 @@ parameters, checkpoints and the launch. A method adds its rule and the rule's nu
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -39,10 +39,27 @@ class _Work(NamedTuple):
     grads: list[Tensor]
 
 
+class Measured(NamedTuple):
+    """What a step knows of one group before anything moves."""
+
+    group: Group
+    params: list[Tensor]
+    """The T parameters that have a gradient."""
+    grads: list[Tensor]
+    states: list[dict[str, Any]]
+    sums: dict[str, Tensor]
+    """Sums of the pre-pass by name, float64 of shape (T,): one for each parameter."""
+
+
+Coefficients = dict[str, float | Tensor]
+
+
 class Elementwise(torch.optim.Optimizer, ABC):
     """Abstract optimizer that applies an update rule to every parameter with a gradient.
 
-    A subclass names its state in ``slots`` and implements :meth:`rule` and :meth:`numbers`.
+    A subclass names its state in ``slots`` and implements :meth:`rule` and :meth:`numbers`. One
+    whose numbers depend on norms or distances declares them as a ``prepass``, and makes its
+    numbers of them in :meth:`coefficients`: the update stays one launch, after one to measure.
     Everything is checked before anything moves: a step that raises leaves all parameters and
     all state as they were.
 
@@ -71,7 +88,13 @@ class Elementwise(torch.optim.Optimizer, ABC):
     """Name of a state tensor in the rule -> where it is kept."""
 
     extra_keys: ClassVar[frozenset[str]] = frozenset()
-    """Keys of state that :meth:`inputs` keeps beside the slots."""
+    """Keys of state that :meth:`inputs` or :meth:`coefficients` keep beside the slots."""
+
+    prepass: ClassVar[Rule | None] = None
+    """A reduction that is run on all tensors before the rule."""
+
+    needs_loss: ClassVar[bool] = False
+    """Whether :meth:`coefficients` reads the loss, so that a step needs a closure."""
 
     def __init__(
         self,
@@ -113,6 +136,22 @@ class Elementwise(torch.optim.Optimizer, ABC):
         """
         return {}
 
+    def coefficients(self, measured: list[Measured], loss: Tensor | None) -> list[Coefficients]:
+        """Numbers that depend on what was measured; none by default.
+
+        Called once a step, before anything moves; may raise, and then writes to state only after
+        what raises. Nothing here should wait for the device (``item``, ``float``).
+
+        Args:
+            measured: The groups that have gradients.
+            loss: What the closure returned, float64 of shape (), or None.
+
+        Returns:
+            For each of the groups, numbers of the rule by name: for all its parameters, or, of
+            shape (T,), for each. They stand in for those of :meth:`numbers`.
+        """
+        return [{} for _ in measured]
+
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group, as ``torch.optim``; a bad one changes nothing."""
         check_hyperparameters(type(self).__name__, {**self.defaults, **param_group})
@@ -138,9 +177,10 @@ class Elementwise(torch.optim.Optimizer, ABC):
             loss = None if closure is None else closure()
         with torch.no_grad():
             work = [self._prepare(group) for group in self.param_groups]
+            value = self._value(loss)
             if self.nonfinite == "propagate" or self._all_finite(work):
-                for item in work:
-                    self._run(item)
+                for item, coefficients in self._measure([w for w in work if w.params], value):
+                    self._run(item, coefficients)
         return loss
 
     def _prepare(self, group: Group) -> _Work:
@@ -169,37 +209,88 @@ class Elementwise(torch.optim.Optimizer, ABC):
                     raise self._error(p, "has a gradient with NaN or infinity")
         return True
 
-    def _run(self, work: _Work) -> None:
-        if not work.params:
-            return
-        group, rule = work.group, work.rule
-        params, grads = [real(p) for p in work.params], [real(g) for g in work.grads]
+    def _value(self, loss: Any) -> Tensor | None:
+        """The loss as a number for :meth:`coefficients`; None where it is not needed."""
+        if not self.needs_loss:
+            return None
+        if loss is None:
+            raise RuntimeError(
+                f"{type(self).__name__} needs the loss: pass a closure to step() that clears "
+                "gradients, computes the loss, calls backward and returns it"
+            )
+        value = torch.as_tensor(loss).detach()
+        if value.numel() != 1 or value.is_complex():
+            raise RuntimeError(
+                f"{type(self).__name__} got a loss of shape {tuple(value.shape)} and "
+                f"{value.dtype}: return one real number, such as the mean over the batch"
+            )
+        return value.reshape(()).double()
+
+    def _measure(
+        self, work: list[_Work], loss: Tensor | None
+    ) -> Iterator[tuple[_Work, Coefficients]]:
+        """Make missing state, run the pre-pass, and turn its sums into numbers."""
+        known = set(self.state)
+        try:
+            measured = []
+            for item in work:
+                states = [self.state[p] for p in item.params]
+                for p, state in zip(item.params, states, strict=True):
+                    self._fill(item.rule, real(p), state)
+                sums = {} if self.prepass is None else self._apply(self.prepass, item)
+                grads = [real(g) for g in item.grads]
+                measured.append(Measured(item.group, item.params, grads, states, sums))
+            made = self.coefficients(measured, loss)
+        except BaseException:
+            for p in set(self.state) - known:
+                del self.state[p]
+            raise
+        return zip(work, made, strict=True)
+
+    def _run(self, work: _Work, coefficients: Coefficients) -> None:
         states = [self.state[p] for p in work.params]
-        for owner, p, state in zip(work.params, params, states, strict=True):
-            self._seen[owner] = (owner.shape, owner.dtype)
-            self._fill(rule, p, state)
-        columns = {"p": params, "g": grads, **self.inputs(group, work.params, grads, states)}
+        for p in work.params:
+            self._seen[p] = (p.shape, p.dtype)
+        inputs = self.inputs(work.group, work.params, [real(g) for g in work.grads], states)
+        self._apply(work.rule, work, inputs, coefficients)
+        for state in states:
+            state["step"] += 1
+
+    def _apply(
+        self,
+        rule: Rule,
+        work: _Work,
+        inputs: Mapping[str, list[Tensor]] | None = None,
+        coefficients: Coefficients | None = None,
+    ) -> dict[str, Tensor]:
+        group, states = work.group, [self.state[p] for p in work.params]
+        columns = {
+            "p": [real(p) for p in work.params],
+            "g": [real(g) for g in work.grads],
+            **(inputs or {}),
+        }
         for name in rule.tensors:
             if name not in columns:
                 key = self.slots[name].key
                 columns[name] = [state[key] for state in states]
         steps = [state["step"] + 1 for state in states]
         distinct = sorted(set(steps))
-        apply(
+        given = coefficients or {}
+        floats = {name: v for name, v in given.items() if not isinstance(v, Tensor)}
+        return apply(
             rule,
             [columns[name] for name in rule.tensors],
-            [self.numbers(group, step) for step in distinct],
+            [{**self.numbers(group, step), **floats} for step in distinct],
             [distinct.index(step) for step in steps] if len(distinct) > 1 else None,
+            vectors={name: v for name, v in given.items() if isinstance(v, Tensor)},
             grad_scale=-1.0 if group["maximize"] else 1.0,
             backend=self.backend,
         )
-        for state, step in zip(states, steps, strict=True):
-            state["step"] = step
 
     def _fill(self, rule: Rule, p: Tensor, state: dict[str, Any]) -> None:
-        """Make the state that the rule needs and that is not there yet."""
+        """Make the state that the rule and the pre-pass need and that is not there yet."""
         state.setdefault("step", 0)
-        for name in rule.tensors:
+        for name in (*rule.tensors, *(self.prepass.tensors if self.prepass else ())):
             slot = self.slots.get(name)
             if slot is not None and slot.key not in state:
                 made = torch.zeros_like if slot.start == "zero" else torch.clone
@@ -232,9 +323,9 @@ class Elementwise(torch.optim.Optimizer, ABC):
                     self.state[p][key] = int(value)
                 elif isinstance(value, Tensor):
                     value = real(value) if p.is_complex() and value.is_complex() else value
-                    self.state[p][key] = value.detach().to(
-                        device=p.device, dtype=compute_dtype(real(p).dtype), copy=True
-                    )
+                    # A slot has the precision of its parameter's update, another key its own.
+                    dtype = compute_dtype(real(p).dtype) if key in self._keys else value.dtype
+                    self.state[p][key] = value.detach().to(device=p.device, dtype=dtype, copy=True)
 
     def _check_state_dict(self, state_dict: dict[str, Any]) -> None:
         name = type(self).__name__
@@ -248,9 +339,9 @@ class Elementwise(torch.optim.Optimizer, ABC):
                     f"{', '.join(sorted(lacking))}"
                 )
             known = self._keys | {"step"} | self.extra_keys
-            needed = {
-                self.slots[n].key for n in self.rule({**own, **saved}).tensors if n in self.slots
-            }
+            read = {*self.rule({**own, **saved}).tensors}
+            read |= {*self.prepass.tensors} if self.prepass else set()
+            needed = {self.slots[n].key for n in read if n in self.slots}
             for i, p in zip(saved["params"], own["params"], strict=True):
                 entry = state.get(i, {})
                 if entry and (set(entry) - known or needed - set(entry)):

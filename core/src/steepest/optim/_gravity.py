@@ -9,11 +9,11 @@ from torch import Tensor
 
 from steepest._registry import method
 from steepest.kernels import Rule, add_noise_, offsets, rule
-from steepest.optim._base import Elementwise, Group, Params, Slot
+from steepest.optim._base import Coefficients, Elementwise, Group, Measured, Params, Slot
 
 
 @rule
-def gravity(p, g, v, peak, *, lr, beta):
+def gravity(p, g, v, *, lr, beta, peak):
     # r \leftarrow g \cdot \max|G|
     r = g * peak
     # \zeta \leftarrow g / (1 + r^2)
@@ -133,17 +133,23 @@ class Gravity(Elementwise):
         grads: list[Tensor],
         states: list[dict[str, Any]],
     ) -> dict[str, list[Tensor]]:
-        """Largest gradient of each tensor; before a first step, also its initial velocity."""
+        """Nothing to read; before a first step, make the initial velocity."""
         everything = [torch.view_as_real(p) if p.is_complex() else p for p in group["params"]]
         places = offsets(everything, group.get("param_names"))
         place = dict(zip(group["params"], places, strict=True))
-        peaks = []
-        for p, g, state in zip(params, grads, states, strict=True):
-            v = state["velocity"]
+        for p, state in zip(params, states, strict=True):
             if state["step"] == 0:
                 scale = float(group["alpha"]) / (float(group["base_lr"]) or 1.0)
-                add_noise_([v.zero_()], group["seed"], scale, start=[place[p]])
-            low, high = g.aminmax() if g.numel() else (g.new_zeros(()), g.new_zeros(()))
-            peak = torch.maximum(-low, high)
-            peaks.append(torch.empty_like(v).copy_(peak))
-        return {"peak": peaks}
+                add_noise_([state["velocity"].zero_()], group["seed"], scale, start=[place[p]])
+        return {}
+
+    def coefficients(self, measured: list[Measured], loss: Tensor | None) -> list[Coefficients]:
+        """Largest gradient of each tensor."""
+        return [{"peak": torch.stack([_peak(g) for g in m.grads])} for m in measured]
+
+
+def _peak(g: Tensor) -> Tensor:
+    if not g.numel():
+        return g.new_zeros((), dtype=torch.float64)
+    low, high = g.aminmax()
+    return torch.maximum(-low, high).double()

@@ -543,10 +543,10 @@ print("the rescaled mask ends below both at full batch and lr 0.001: True")
 RULES["gravity"]
 
 # %% [markdown]
-# The maximum of a tensor is not elementwise. It is read before the rule runs, and this is all that is left to write. The initial velocity is a function of seed and element, so a run can be repeated.
+# The maximum of a tensor is not elementwise. It is a number that is measured before the rule runs, by the few lines below. The initial velocity is a function of seed and element, so a run can be repeated.
 
 # %%
-print(inspect.getsource(Gravity.inputs))
+print(inspect.getsource(Gravity.coefficients))
 
 # %% [markdown]
 # **See it work.** The claim is robustness. We train on the digits, and multiply the loss of one batch in 20 by 1000. Each rival has its learning rate tuned, for the clean and for the spiked data separately, by validation accuracy over the grid in the cell. A fair list must have what people use in practice: SGD with the gradient's norm clipped at 1.

@@ -35,6 +35,7 @@ import matplotlib.pyplot as plt
 import torch
 from torch.nn import functional as F
 
+from steepest.kernels import RULES
 from steepest.lightning import DigitsData
 from steepest.objectives import stablemax_cross_entropy, vanishing_penalty
 from steepest.optim import AdamW, ClipNorm, GradientNoise, Grokfast, PerpGrad
@@ -73,10 +74,10 @@ def show(function):
 #
 # A constant is amplified $1+\lambda$ times; an alternating sign, $\omega = \pi$, hardly. The paper's other filter takes the mean of the last $w$ gradients (`kind="ma"`). It keeps all of them, and passes gradients through unchanged until it has $w$.
 #
-# **The rule.** All of the exponential filter, from the package: a step in, new gradients and new memory out, and nothing written to. A `lerp` is $a + (b - a)\,w$.
+# **The rule.** The exponential filter is elementwise, a rule as an optimizer's is. Around an optimizer of this package both run in one launch, and the changed gradient is never in memory.
 
 # %%
-show(Grokfast._exponential)
+RULES["grokfast"]
 
 
 # %% [markdown]
@@ -308,10 +309,10 @@ print("AdamW is faster without Grokfast, at every rate: True")
 # What is left turns $w$ and does not stretch it. (The length is restored in the authors' code.)
 
 # %%
-show(inspect.getmodule(PerpGrad).perpendicular)
+RULES["perp_grad"]
 
 # %% [markdown]
-# This is the display for a list of tensors at once, and done twice: where $g$ is almost parallel to $w$, which is the very case, one projection leaves rounding errors along $w$. A gradient that is parallel altogether, as any scalar's is, becomes 0.
+# The two components and the ratio of lengths are sums over a tensor, measured before. The projection is done twice: where $g$ is almost parallel to $w$, which is the very case, one projection leaves rounding errors along $w$. A gradient that is parallel altogether, as any scalar's is, becomes 0.
 #
 # (stablemax_cross_entropy)=
 # ## StableMax: a softmax that does not saturate

@@ -6,7 +6,6 @@ import pytest
 import torch
 
 from steepest.optim import SGDW, AdamW, PerpGrad
-from steepest.optim._perp_grad import perpendicular
 
 F64 = torch.float64
 
@@ -18,6 +17,11 @@ def draw(*shape, seed=0, dtype=F64):
 def cosine(a, b):
     a, b = a.double().flatten(), b.double().flatten()
     return (a @ b / (a.norm() * b.norm())).abs().item()
+
+
+def perpendicular(weights, grads):
+    opt = PerpGrad(torch.optim.SGD([torch.nn.Parameter(w) for w in weights]))
+    return opt.filter(weights, grads, [{} for _ in weights])[0]
 
 
 def test_against_a_transcription():

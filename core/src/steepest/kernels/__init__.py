@@ -7,6 +7,7 @@ numba or Triton.
 from steepest.kernels import _xp_torch as xp  # noqa: F401  (rules import it from here)
 from steepest.kernels._apply import apply as apply
 from steepest.kernels._apply import available_backends as available_backends
+from steepest.kernels._compose import compose as compose
 from steepest.kernels._noise import add_noise_ as add_noise_
 from steepest.kernels._noise import check_kind as check_kind
 from steepest.kernels._noise import noise as noise

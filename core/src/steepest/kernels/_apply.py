@@ -75,7 +75,7 @@ def apply(
     which = which if which is not None else [0] * count
     vectors = {name: v.double().expand(count) for name, v in (vectors or {}).items()}
     home = columns[0][0].device
-    sums = torch.zeros(len(rule.sums), count, dtype=torch.float64, device=home)
+    sums = torch.zeros(len(rule.sums), count, device=home).double() if rule.sums else None
     for device, index in _partition(columns):
         part, rows, own = columns, which, vectors
         if index is not None:
@@ -88,9 +88,9 @@ def apply(
         else:
             scalars, order = _scalars(rule, numbers, rows, own, grad_scale)
             made = _run_fused(_FUSED[name], rule, part, scalars, order)
-        if rule.sums:
+        if sums is not None:
             sums[:, slice(None) if index is None else index] = made.to(home)
-    return dict(zip(rule.sums, sums, strict=True))
+    return {} if sums is None else dict(zip(rule.sums, sums, strict=True))
 
 
 def _scalars(

@@ -13,8 +13,9 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from steepest.kernels import Rule, apply
+from steepest.kernels import Rule, apply, compose
 from steepest.kernels._apply import check_backend, compute_dtype
+from steepest.kernels._compose import PREFIX
 from steepest.optim._checks import CHECKS, check_hyperparameters
 
 Params = Iterable[Tensor] | Iterable[dict[str, Any]] | Iterable[tuple[str, Tensor]]
@@ -52,6 +53,18 @@ class Measured(NamedTuple):
 
 
 Coefficients = dict[str, float | Tensor]
+
+
+class Lens(NamedTuple):
+    """What a filter makes of gradients, for an optimizer to run in the same launch as its rule."""
+
+    rule: Rule
+    params: list[Tensor]
+    """The T parameters that have a gradient, of all groups."""
+    numbers: Mapping[str, float | Tensor]
+    """Of the filter's rule; of shape (T,) where each parameter has its own."""
+    columns: Mapping[str, list[Tensor]]
+    """The filter's memory by name, T tensors each, to be updated in place."""
 
 
 class Elementwise(torch.optim.Optimizer, ABC):
@@ -95,6 +108,8 @@ class Elementwise(torch.optim.Optimizer, ABC):
 
     needs_loss: ClassVar[bool] = False
     """Whether :meth:`coefficients` reads the loss, so that a step needs a closure."""
+
+    _lens: Lens | None = None
 
     def __init__(
         self,
@@ -209,6 +224,25 @@ class Elementwise(torch.optim.Optimizer, ABC):
                     raise self._error(p, "has a gradient with NaN or infinity")
         return True
 
+    @property
+    def takes_lens(self) -> bool:
+        """Whether gradients are read by the rule only, so that a filter can join its launch."""
+        own = type(self)
+        return (
+            own.inputs is Elementwise.inputs
+            and own.coefficients is Elementwise.coefficients
+            and self.nonfinite == "propagate"
+            and not any(group["maximize"] for group in self.param_groups)
+        )
+
+    def step_through(self, lens: Lens) -> None:
+        """Make one update from gradients as a filter changes them."""
+        self._lens = lens
+        try:
+            self.step()
+        finally:
+            self._lens = None
+
     def _value(self, loss: Any) -> Tensor | None:
         """The loss as a number for :meth:`coefficients`; None where it is not needed."""
         if not self.needs_loss:
@@ -252,7 +286,10 @@ class Elementwise(torch.optim.Optimizer, ABC):
         for p in work.params:
             self._seen[p] = (p.shape, p.dtype)
         inputs = self.inputs(work.group, work.params, [real(g) for g in work.grads], states)
-        self._apply(work.rule, work, inputs, coefficients)
+        if self._lens is not None:
+            self._apply_through(self._lens, work)
+        else:
+            self._apply(work.rule, work, inputs, coefficients)
         for state in states:
             state["step"] += 1
 
@@ -285,6 +322,19 @@ class Elementwise(torch.optim.Optimizer, ABC):
             vectors={name: v for name, v in given.items() if isinstance(v, Tensor)},
             grad_scale=-1.0 if group["maximize"] else 1.0,
             backend=self.backend,
+        )
+
+    def _apply_through(self, lens: Lens, work: _Work) -> None:
+        place = {p: i for i, p in enumerate(lens.params)}
+        at = [place[p] for p in work.params]
+        self._apply(
+            compose(lens.rule, work.rule),
+            work,
+            {PREFIX + name: [column[i] for i in at] for name, column in lens.columns.items()},
+            {
+                PREFIX + name: v[at] if isinstance(v, Tensor) else v
+                for name, v in lens.numbers.items()
+            },
         )
 
     def _fill(self, rule: Rule, p: Tensor, state: dict[str, Any]) -> None:

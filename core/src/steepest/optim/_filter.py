@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import ABC
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from steepest.kernels import Rule, apply
+from steepest.optim._base import Elementwise, Lens, real
 from steepest.optim._oracle import lent
 from steepest.optim._wrapper import Memory, Wrapper
 
@@ -16,9 +18,11 @@ from steepest.optim._wrapper import Memory, Wrapper
 class Filter(Wrapper, ABC):
     """Abstract wrapper that changes gradients before the optimizer sees them.
 
-    A filter is a function of gradients and of what it remembers (:meth:`filter`), and writes to
-    neither: afterwards ``.grad`` is what it was, and if the optimizer's step raises, the filter
-    has learned nothing. Filters nest, around each other and inside of what queries the loss::
+    A filter is a function of gradients and of what it remembers: afterwards ``.grad`` is what it
+    was, and if the optimizer's step raises, the filter has learned nothing. One that works
+    element by element is a :meth:`rule`; around an :class:`Elementwise` optimizer it runs in the
+    same launch, and takes no memory for the changed gradient. Any other implements
+    :meth:`filter`. Filters nest, around each other and inside of what queries the loss::
 
         opt = Grokfast(AdamW(model.parameters(), lr=1e-3))
         opt = Estimated(Grokfast(AdamW(model.parameters(), lr=1e-3)), SPSA())
@@ -37,11 +41,22 @@ class Filter(Wrapper, ABC):
         super().__init__(optimizer)
         self.steps = 0
 
-    @abstractmethod
+    def rule(self) -> Rule | None:
+        """Rule that returns the changed ``g`` and what is remembered; None where there is none."""
+        return None
+
+    def numbers(self, params: list[Tensor], grads: list[Tensor]) -> dict[str, float | Tensor]:
+        """Numbers of the rule: floats, or float64 of shape (T,) for each of the parameters."""
+        return {}
+
+    def fresh(self, g: Tensor) -> Memory:
+        """What the rule remembers of a parameter before its first gradient."""
+        return {}
+
     def filter(
         self, params: list[Tensor], grads: list[Tensor], memories: list[Memory]
     ) -> tuple[list[Tensor], list[Memory]]:
-        """Change gradients.
+        """Change gradients; by the rule, unless a subclass has another way.
 
         Args:
             params: The parameters that have a gradient, of all groups.
@@ -51,6 +66,21 @@ class Filter(Wrapper, ABC):
         Returns:
             The new gradients, and what to remember.
         """
+        rule = self.rule()
+        assert rule is not None, f"{type(self).__name__} has neither a rule nor filter()"
+        made = [g.clone() for g in grads]
+        after = [
+            {key: t.clone() for key, t in (memory or self.fresh(g)).items()}
+            for memory, g in zip(memories, grads, strict=True)
+        ]
+        if params:
+            columns = {"p": params, "g": made, **_columns(rule, after)}
+            every = [[real(t) for t in columns[name]] for name in rule.tensors]
+            numbers = self.numbers(params, grads)
+            floats = {name: v for name, v in numbers.items() if not isinstance(v, Tensor)}
+            vectors = {name: v for name, v in numbers.items() if isinstance(v, Tensor)}
+            apply(rule, every, [floats], vectors=vectors)
+        return made, after
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Make one update.
@@ -71,10 +101,20 @@ class Filter(Wrapper, ABC):
         grads: list[Tensor] = [p.grad for p in params]
         if any(g.layout != torch.strided for g in grads):
             raise RuntimeError(f"{type(self).__name__} got a sparse gradient: use sparse=False")
-        with torch.no_grad():
-            changed, memories = self.filter(params, grads, [self.memory.get(p, {}) for p in params])
-        with lent(params, changed):
-            self.optimizer.step()
+        memories = [self.memory.get(p, {}) for p in params]
+        rule, optimizer = self.rule(), self.optimizer
+        if rule is not None and isinstance(optimizer, Elementwise) and optimizer.takes_lens:
+            with torch.no_grad():
+                memories = [m or self.fresh(g) for m, g in zip(memories, grads, strict=True)]
+                columns = _columns(rule, memories)
+                real_columns = {name: [real(t) for t in column] for name, column in columns.items()}
+                lens = Lens(rule, params, self.numbers(params, grads), real_columns)
+            optimizer.step_through(lens)
+        else:
+            with torch.no_grad():
+                changed, memories = self.filter(params, grads, memories)
+            with lent(params, changed):
+                optimizer.step()
         self.memory.update(
             (p, memory) for p, memory in zip(params, memories, strict=True) if memory
         )
@@ -89,3 +129,7 @@ class Filter(Wrapper, ABC):
         """Take back memory and number of steps."""
         super().load_own_state(state)
         self.steps = int(state["steps"])
+
+
+def _columns(rule: Rule, memories: list[Memory]) -> dict[str, list[Tensor]]:
+    return {name: [m[name] for m in memories] for name in rule.tensors if name not in ("p", "g")}

@@ -8,10 +8,20 @@ import torch
 from torch import Tensor
 
 from steepest._registry import method
+from steepest.kernels import Rule, rule
 from steepest.kernels._apply import compute_dtype
 from steepest.optim._checks import check_hyperparameters
 from steepest.optim._filter import Filter
 from steepest.optim._wrapper import Memory
+
+
+@rule
+def grokfast(p, g, mean, *, lamb, beta):
+    # h \leftarrow \beta h + (1 - \beta)\, g
+    mean = mean + (g - mean) * (1 - beta)
+    # \tilde g = g + \lambda h
+    g = g + lamb * mean
+    return g, mean
 
 
 @final
@@ -95,26 +105,28 @@ class Grokfast(Filter):
         self.beta = beta
         self.window = window
 
+    def rule(self) -> Rule | None:
+        """Rule of the exponential mean; a window is not elementwise."""
+        return grokfast if self.kind == "ema" else None
+
+    def numbers(self, params: list[Tensor], grads: list[Tensor]) -> dict[str, float | Tensor]:
+        """Amplification and decay rate."""
+        return {"lamb": self.lamb, "beta": self.beta}
+
+    def fresh(self, g: Tensor) -> Memory:
+        """A mean that starts at the first gradient."""
+        return {"mean": g.to(_dtype(g), copy=True)}
+
     def filter(
         self, params: list[Tensor], grads: list[Tensor], memories: list[Memory]
     ) -> tuple[list[Tensor], list[Memory]]:
         """Add the mean."""
-        if not grads:
-            return [], []
-        wide = [g.to(_dtype(g)) for g in grads]
         if self.kind == "ema":
-            means, memories = self._exponential(wide, memories)
-        else:
-            means, memories = self._windowed(wide, memories)
-        sums = torch._foreach_add(wide, means, alpha=self.lamb)
+            return super().filter(params, grads, memories)
+        wide = [g.to(_dtype(g)) for g in grads]
+        means, memories = self._windowed(wide, memories)
+        sums = [g.add(mean, alpha=self.lamb) for g, mean in zip(wide, means, strict=True)]
         return [s.to(g.dtype) for s, g in zip(sums, grads, strict=True)], memories
-
-    def _exponential(
-        self, grads: list[Tensor], memories: list[Memory]
-    ) -> tuple[list[Tensor], list[Memory]]:
-        past = [memory.get("mean", g) for memory, g in zip(memories, grads, strict=True)]
-        means = list(torch._foreach_lerp(past, grads, 1 - self.beta))
-        return means, [{"mean": mean} for mean in means]
 
     def _windowed(
         self, grads: list[Tensor], memories: list[Memory]

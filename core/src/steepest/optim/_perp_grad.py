@@ -8,45 +8,43 @@ import torch
 from torch import Tensor
 
 from steepest._registry import method
+from steepest.kernels import Rule, apply, reduction, rule, xp
 from steepest.kernels._apply import compute_dtype
 from steepest.optim._base import real
 from steepest.optim._filter import Filter
-from steepest.optim._wrapper import Memory
 
 
-def perpendicular(weights: list[Tensor], grads: list[Tensor]) -> list[Tensor]:
-    r"""The part of each gradient that is orthogonal to its weight, at the gradient's length.
+@reduction
+def products(p, g):
+    # \langle w, g \rangle
+    pg = xp.sum(p * g)
+    # \langle w, w \rangle
+    pp = xp.sum(p * p)
+    # \langle g, g \rangle
+    gg = xp.sum(g * g)
+    return pg, pp, gg
 
-    .. math::
 
-        g_\perp = g - \frac{\langle w, g \rangle}{\langle w, w \rangle}\, w, \qquad
-        \tilde g = \frac{\|g\|}{\|g_\perp\|}\, g_\perp.
+@reduction
+def remainder(p, g, *, along):
+    # g_\perp = g - \alpha w
+    perp = g - along * p
+    # \langle w, g_\perp \rangle
+    left = xp.sum(p * perp)
+    # \langle g_\perp, g_\perp \rangle
+    square = xp.sum(perp * perp)
+    return left, square
 
-    Args:
-        weights: Tensors :math:`w`, float32 or float64.
-        grads: Their gradients, of the same shapes and dtypes.
 
-    Returns:
-        The :math:`\tilde g`; 0 where a gradient is parallel to its weight up to rounding.
-
-    Example:
-        >>> perpendicular([torch.tensor([0.0, 2.0])], [torch.tensor([3.0, 4.0])])
-        [tensor([5., 0.])]
-    """
-    tiny, eps = 1e-30, max(torch.finfo(g.dtype).eps for g in grads)
-    squares = torch._foreach_clamp_min(torch._foreach_pow(torch._foreach_norm(weights), 2), tiny)
-    perp = grads
-    for _ in range(2):  # again for what rounding has left, where a gradient is nearly parallel
-        pairs = zip(weights, perp, strict=True)
-        along = torch._foreach_div([torch.dot(w.flatten(), g.flatten()) for w, g in pairs], squares)
-        perp = list(torch._foreach_addcmul(perp, weights, along, value=-1))
-    before, after = torch._foreach_norm(grads), torch._foreach_norm(perp)
-    # Of a parallel gradient only rounding is left: 0 for it, 1 for the others.
-    above = torch._foreach_sub(after, torch._foreach_mul(before, 8 * eps))
-    alive = torch._foreach_clamp_min(torch._foreach_sign(above), 0)
-    ratio = torch._foreach_div(before, torch._foreach_clamp_min(after, tiny))
-    torch._foreach_mul_(perp, torch._foreach_mul(ratio, alive))
-    return perp
+@rule
+def perp_grad(p, g, *, along, again, ratio):
+    # g_\perp = g - \alpha w
+    perp = g - along * p
+    # g_\perp \leftarrow g_\perp - \alpha' w
+    perp = perp - again * p
+    # \tilde g = \frac{\lVert g \rVert}{\lVert g_\perp \rVert}\, g_\perp
+    g = ratio * perp
+    return g  # noqa: RET504  (a rule returns names)
 
 
 @final
@@ -101,18 +99,25 @@ class PerpGrad(Filter):
         that starts too small cannot be learned.
     """
 
-    def filter(
-        self, params: list[Tensor], grads: list[Tensor], memories: list[Memory]
-    ) -> tuple[list[Tensor], list[Memory]]:
-        """Project."""
-        if not grads:
-            return [], []
-        dtypes = [compute_dtype(real(g).dtype) for g in grads]
-        turned = perpendicular(
-            [real(p).to(dtype) for p, dtype in zip(params, dtypes, strict=True)],
-            [real(g).to(dtype) for g, dtype in zip(grads, dtypes, strict=True)],
-        )
-        return [
-            (torch.view_as_complex(t) if g.is_complex() else t).to(g.dtype)
-            for t, g in zip(turned, grads, strict=True)
-        ], memories
+    def rule(self) -> Rule | None:
+        """The rule of perpGrad."""
+        return perp_grad
+
+    def numbers(self, params: list[Tensor], grads: list[Tensor]) -> dict[str, float | Tensor]:
+        """Components along the weights, and the ratio of lengths; no wait for the device."""
+        if not params:
+            return {}
+        tensors = [[real(p) for p in params], [real(g) for g in grads]]
+        eps = torch.stack(
+            [torch.tensor(torch.finfo(compute_dtype(p.dtype)).eps) for p in tensors[0]]
+        ).to(params[0].device, torch.float64, non_blocking=True)
+        pg, pp, gg = apply(products, tensors, [{}]).values()
+        pp = pp.clamp_min(1e-60)
+        along = pg / pp
+        # Where a gradient is nearly parallel, rounding leaves something along the weight.
+        left, square = apply(remainder, tensors, [{}], vectors={"along": along}).values()
+        again = left / pp
+        rest = (square - again * left).clamp_min(0).sqrt()
+        # Of a parallel gradient only rounding is left: 0 for it.
+        ratio = torch.where(rest > 8 * eps * gg.sqrt(), gg.sqrt() / rest, 0.0)
+        return {"along": along, "again": again, "ratio": ratio}

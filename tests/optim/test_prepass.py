@@ -6,8 +6,18 @@ from typing import ClassVar
 import pytest
 import torch
 
+from steepest.estimators import SPSA
 from steepest.kernels import reduction, rule, xp
-from steepest.optim import Elementwise
+from steepest.optim import (
+    LAWN,
+    SAM,
+    AdamW,
+    Elementwise,
+    Estimated,
+    Grokfast,
+    OracleDriven,
+    XGrad,
+)
 from steepest.optim._base import Slot
 
 
@@ -132,3 +142,21 @@ def test_a_step_that_raises_has_changed_nothing():
         p.grad = None
     opt.step(lambda: 1.0)
     assert set(opt.state) == {params[1]}
+
+
+def test_a_wrapper_hands_the_loss_on():
+    """Around an optimizer that reads the loss, whatever the wrapper."""
+    for wrap in (Grokfast, XGrad, LAWN, SAM, lambda opt: Estimated(opt, SPSA())):
+        p = torch.nn.Parameter(torch.ones(4, 3))
+        opt = wrap(Leash([p]))
+        assert opt.needs_loss
+        if isinstance(opt, OracleDriven):
+            opt.step(lambda p=p: (p**2).sum())
+        else:
+            p.grad = torch.ones_like(p)
+            with pytest.raises(RuntimeError, match="Leash needs the loss"):
+                opt.step()
+            assert torch.equal(p, torch.ones(4, 3))
+            opt.step(lambda: 1.0)
+        assert not torch.equal(p, torch.ones(4, 3))
+    assert not Grokfast(AdamW([p])).needs_loss

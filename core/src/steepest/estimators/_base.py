@@ -80,7 +80,7 @@ class GradientEstimator(ABC):
         weights: Mapping[int, float],
         places: Sequence[int],
     ) -> None:
-        r"""Add :math:`\sum_i w_i z_i` to the tensors in place, without temporaries of their size.
+        r"""Add :math:`\sum_i w_i z_i` to the tensors in place, in one pass, without temporaries.
 
         Args:
             tensors: Of the shapes of parameters.
@@ -88,8 +88,8 @@ class GradientEstimator(ABC):
             weights: Index of a direction -> its weight.
             places: Where each tensor's elements begin in the directions, from :meth:`places`.
         """
-        for i, weight in weights.items():
-            add_noise_(tensors, split_seed(seed, i), weight, kind=self.kind, start=places)
+        seeds = [split_seed(seed, i) for i in weights]
+        add_noise_(tensors, seeds, [*weights.values()], kind=self.kind, start=places)
 
     def places(self, objective: Objective) -> list[int]:
         """Where the elements of each parameter begin in the directions.

@@ -8,22 +8,24 @@ perturbation can be made again, or by another process, or in another order, from
   normals, for elements :math:`4c, \dots, 4c + 3`.
 - Rademacher: bit :math:`i \bmod 128` of counter :math:`i / 128`.
 
-The functions here are the definition; numba overrides the in-place one on a CPU.
+The functions here are the definition; numba overrides the in-place one on a CPU, Triton on a GPU.
+Words are the same bit for bit, normals to within a few roundings of float32.
 """
 
 from __future__ import annotations
 
 import hashlib
+import importlib
 import math
 from collections.abc import Sequence
 from itertools import accumulate
+from types import ModuleType
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from steepest.kernels import _numba
+from steepest.kernels import _numba, _triton
 
 KINDS = ("gaussian", "rademacher")
 
@@ -109,10 +111,11 @@ def noise(
 
 
 def _normals(words: Tensor) -> Tensor:
-    uniform = ((words >> 8).float() + 0.5) * 2.0**-24  # in (0, 1), exact
+    # The uniform numbers are float32, as on every backend; from there on exact, then rounded.
+    uniform = (((words >> 8).float() + 0.5) * 2.0**-24).double()
     radius = (-2 * uniform[:, 0::2].log()).sqrt()
     angle = (2 * math.pi) * uniform[:, 1::2]
-    return torch.stack([radius * angle.cos(), radius * angle.sin()], dim=-1)
+    return torch.stack([radius * angle.cos(), radius * angle.sin()], dim=-1).float()
 
 
 def _signs(words: Tensor) -> Tensor:
@@ -167,56 +170,75 @@ def _place(name: str) -> int:
 @torch.no_grad()
 def add_noise_(
     tensors: Sequence[Tensor],
-    seed: int,
-    scale: float,
+    seed: int | Sequence[int],
+    scale: float | Sequence[float],
     *,
     kind: str = "gaussian",
     start: Sequence[int] | None = None,
 ) -> None:
     """Add ``scale`` times the seed's noise to each tensor, in place.
 
-    Memory is bounded: noise is made for a chunk at a time.
+    Of several seeds the sum is made first and added at once: the tensor is read, rounded and
+    written a single time. Memory is bounded, as noise is made for a chunk at a time.
 
     Args:
         tensors: Real tensors of any shape; elements count in row-major order.
-        seed: Key of the stream.
-        scale: Factor on the noise.
+        seed: Key of the stream, or several.
+        scale: Factor on the noise, one for each seed.
         kind: ``gaussian`` or ``rademacher``.
         start: Global index of the first element of each tensor, from :func:`offsets`; by default
             they follow each other.
 
     Raises:
-        ValueError: If the kind is unknown.
+        ValueError: If the kind is unknown, or there are not as many scales as seeds.
     """
     check_kind(kind)
+    seeds = [seed] if isinstance(seed, int) else list(seed)
+    scales = [float(scale)] if isinstance(scale, float | int) else list(map(float, scale))
+    if len(seeds) != len(scales):
+        raise ValueError(f"{len(seeds)} seeds and {len(scales)} scales: give one for each")
+    if not seeds:
+        return
+    begin = offsets(tensors) if start is None else list(start)
+    fused: dict[tuple[ModuleType, torch.dtype, torch.device], list[int]] = {}
     # To compile pays from some size on: that of all tensors, as a model has many small ones.
     large = sum(t.numel() for t in tensors) >= CHUNK
-    for t, first in zip(tensors, offsets(tensors) if start is None else start, strict=True):
-        if large and _fits_numba(t):
-            _add_noise_numba(t, first, seed, scale, kind)
-            continue
-        flat = t.view(-1) if t.is_contiguous() else t.reshape(-1)
-        for i in range(0, t.numel(), CHUNK):
-            part = flat[i : i + CHUNK]
-            part.add_(noise(seed, first + i, len(part), kind, t.device), alpha=scale)
-        if not t.is_contiguous():
-            t.copy_(flat.view(t.shape))
+    for i, t in enumerate(tensors):
+        backend = _backend(t) if large else None
+        if backend is not None:
+            fused.setdefault((backend, t.dtype, t.device), []).append(i)
+        else:
+            _add_noise(t, begin[i], seeds, scales, kind)
+    for (backend, _, _), index in fused.items():
+        flat = [tensors[i].detach() for i in index]
+        backend.add_noise(flat, [begin[i] for i in index], seeds, scales, kind)
 
 
-def _fits_numba(t: Tensor) -> bool:
-    return (
+def _add_noise(t: Tensor, first: int, seeds: list[int], scales: list[float], kind: str) -> None:
+    """The definition."""
+    flat = t.view(-1) if t.is_contiguous() else t.reshape(-1)
+    for i in range(0, t.numel(), CHUNK):
+        part = flat[i : i + CHUNK]
+        compute = torch.promote_types(part.dtype, torch.float32)
+        total = torch.zeros(len(part), device=t.device, dtype=compute)
+        for seed, scale in zip(seeds, scales, strict=True):
+            z = noise(seed, first + i, len(part), kind, t.device)
+            total.add_(z.to(compute), alpha=scale)
+        part.copy_(part.to(compute) + total)
+    if not t.is_contiguous():
+        t.copy_(flat.view(t.shape))
+
+
+def _backend(t: Tensor) -> ModuleType | None:
+    """The module of the fused kernel for a tensor, if there is one."""
+    if not t.is_contiguous() or not t.numel() or t.is_complex():
+        return None
+    if (
         t.device.type == "cpu"
         and t.dtype in (torch.float32, torch.float64)
-        and t.is_contiguous()
-        and t.numel() > 0
         and _numba.missing() is None
-    )
-
-
-def _add_noise_numba(t: Tensor, first: int, seed: int, scale: float, kind: str) -> None:
-    from steepest.kernels import _noise_numba
-
-    flat = t.detach().view(-1).numpy()
-    keys = np.uint64(seed & _LOW), np.uint64((seed >> 32) & _LOW)
-    with _numba.torch_threads():
-        _noise_numba.add_noise(flat, first, *keys, flat.dtype.type(scale), kind == "rademacher")
+    ):
+        return importlib.import_module("steepest.kernels._noise_numba")
+    if t.device.type == "cuda" and _triton.missing() is None:
+        return importlib.import_module("steepest.kernels._noise_triton")
+    return None

@@ -118,12 +118,11 @@ def source(rule: Rule) -> str:
 
 
 @cache
-def _compile(rule: Rule, dtype: type) -> Any:
-    from numba import carray, njit, prange, types
+def viewer(dtype: type) -> Any:
+    """Compiled function: address and length of an array -> the array."""
+    from numba import carray, njit, types
     from numba.core import cgutils
     from numba.extending import intrinsic
-
-    from steepest.kernels import _xp_numba
 
     @intrinsic
     def as_pointer(typing_context: Any, address: Any) -> Any:
@@ -136,9 +135,18 @@ def _compile(rule: Rule, dtype: type) -> Any:
     def view(address: Any, n: Any) -> Any:
         return carray(as_pointer(address), (n,), dtype)
 
+    return view
+
+
+@cache
+def _compile(rule: Rule, dtype: type) -> Any:
+    from numba import njit, prange
+
+    from steepest.kernels import _xp_numba
+
     scope: dict[str, Any] = {
         "prange": prange,
-        "view": view,
+        "view": viewer(dtype),
         "xp": _xp_numba,
         "double": np.float64,
         "itemsize": np.dtype(dtype).itemsize,

@@ -67,4 +67,4 @@ class Estimated(OracleDriven, Wrapper):
 
     def update(self, answer: Answer) -> None:
         """Step the optimizer, which reads the estimate in ``.grad``."""
-        self.optimizer.step()
+        self.step_inside(answer.value)

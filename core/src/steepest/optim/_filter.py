@@ -114,7 +114,7 @@ class Filter(Wrapper, ABC):
             with torch.no_grad():
                 changed, memories = self.filter(params, grads, memories)
             with lent(params, changed):
-                optimizer.step()
+                self.step_inside(loss)
         self.memory.update(
             (p, memory) for p, memory in zip(params, memories, strict=True) if memory
         )

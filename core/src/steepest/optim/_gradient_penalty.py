@@ -122,7 +122,7 @@ class GradientPenalty(OracleDriven, Wrapper):
 
     def update(self, answer: Answer) -> None:
         """Step the optimizer, which reads the gradient in ``.grad``."""
-        self.optimizer.step()
+        self.step_inside(answer.value)
 
     def own_state(self) -> dict[str, Any]:
         """Strength and length of the difference."""

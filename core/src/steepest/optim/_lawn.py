@@ -123,13 +123,13 @@ class LAWN(Wrapper):
             loss = None if closure is None else closure()
         with torch.no_grad():
             if self.steps < self.free_steps:
-                self.optimizer.step()
+                self.step_inside(loss)
             else:
-                self._constrained_step()
+                self._constrained_step(loss)
         self.steps += 1
         return loss
 
-    def _constrained_step(self) -> None:
+    def _constrained_step(self, loss: Any) -> None:
         pairs = [(p, p.grad) for p in self.layers if p.grad is not None]
         layers, grads = [p for p, _ in pairs], [g for _, g in pairs]
         for g in grads:
@@ -145,7 +145,7 @@ class LAWN(Wrapper):
                 group["lr"] = lr if since >= self.warmup else lr * (since / self.warmup)
             turned = [tangent(g.to(w), w).to(g) for g, w in zip(grads, home, strict=True)]
             with lent(layers, turned):
-                self.optimizer.step()
+                self.step_inside(loss)
         except BaseException:
             self.state.update(state)
             raise

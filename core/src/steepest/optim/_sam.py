@@ -102,4 +102,4 @@ class SAM(OracleDriven, Wrapper):
 
     def update(self, answer: Answer) -> None:
         """Step the optimizer, which reads the gradient in ``.grad``."""
-        self.optimizer.step()
+        self.step_inside(answer.value)

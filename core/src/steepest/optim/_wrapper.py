@@ -51,6 +51,15 @@ class Wrapper(torch.optim.Optimizer, ABC):
         super().__init__(optimizer.param_groups, optimizer.defaults)
         self._share()
 
+    @property
+    def needs_loss(self) -> bool:
+        """Whether the optimizer inside reads the loss's value."""
+        return getattr(self.optimizer, "needs_loss", False)
+
+    def step_inside(self, loss: Any) -> None:
+        """Step the optimizer inside; one that reads the loss's value gets it."""
+        self.optimizer.step((lambda: loss) if self.needs_loss else None)
+
     def own_state(self) -> dict[str, Any]:
         """What a checkpoint keeps of the wrapper itself: the memory, by the parameter's index.
 

@@ -112,7 +112,7 @@ class XGrad(Wrapper):
             start = [self._own(p).clone() for p in params]
             try:
                 _put(params, start)
-                self.optimizer.step()
+                self.step_inside(loss)
             except BaseException:
                 _put(params, asked)
                 raise

@@ -8,17 +8,17 @@ import pytest
 import torch
 
 import steepest.estimators
-from steepest.estimators import GradientEstimator, hutchinson
+from steepest.estimators import RandomEstimator, hutchinson
 from steepest.oracles import Objective
 
 GRADIENT = [
     value
     for value in vars(steepest.estimators).values()
     if inspect.isclass(value)
-    and issubclass(value, GradientEstimator)
-    and value is not GradientEstimator
+    and issubclass(value, RandomEstimator)
+    and value is not RandomEstimator
 ]
-KINDS = ["gaussian", "rademacher"]
+KINDS = ["gaussian", "rademacher", "sphere"]
 
 
 def quadratic(dimension=6, seed=0):
@@ -61,6 +61,41 @@ def test_unbiased_with_the_variance_that_theory_gives(cls, kind):
     squares = (draws - exact).square().sum(1)
     expected = d * exact.square().sum()
     assert abs(squares.mean() - expected) < 5 * squares.std() / math.sqrt(runs)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("cls", GRADIENT)
+def test_a_mask_probes_a_part_without_bias_and_with_that_parts_variance(cls, kind):
+    """Elements that are left out do not move, have gradient zero, and add no variance."""
+    objective, exact, _ = quadratic(dimension=9)
+    asked = []
+
+    def mask(params):
+        asked.append(flat(params).clone())
+        return [torch.arange(p.numel()) % 2 == 0 for p in params]
+
+    estimator, runs = cls(kind=kind, mask=mask), 600
+    start = flat(objective.params).detach().clone()
+    kept = flat(mask(objective.params))
+    draws = torch.stack([flat(estimator(objective, seed).gradient) for seed in range(runs)])
+    assert all(torch.equal(seen, start) for seen in asked)  # never a perturbed point
+    assert (draws[:, ~kept] == 0).all()
+    part, target = draws[:, kept], exact[kept]
+    assert ((part.mean(0) - target).abs() < 5 * part.std(0) / math.sqrt(runs) + 1e-9).all()
+    squares = (part - target).square().sum(1)
+    expected = (kept.sum() + (1 if kind == "gaussian" else -1)) * target.square().sum()
+    assert abs(squares.mean() - expected) < 5 * squares.std() / math.sqrt(runs)
+
+
+@pytest.mark.parametrize("cls", GRADIENT)
+def test_directions_on_the_sphere_have_one_length(cls):
+    """On a linear loss along an estimate's own direction, |g|^2 = d <g, exact>, for each seed."""
+    parts = [torch.nn.Parameter(torch.zeros(n, dtype=torch.float64)) for n in (3, 5)]
+    slope = stream(8)
+    objective = Objective(lambda: torch.cat(list(parts)) @ slope, parts)
+    for seed in range(20):
+        g = flat(cls(kind="sphere")(objective, seed).gradient)
+        assert g.square().sum().item() == pytest.approx(8 * (g @ slope).item(), rel=1e-6)
 
 
 @pytest.mark.parametrize("cls", GRADIENT)
@@ -194,6 +229,22 @@ def test_spsa_is_forward_mode_for_a_small_radius_and_errs_by_its_square():
     ]
     assert gaps[1] < 1e-4 * exact.norm()
     assert 80 < gaps[0] / gaps[1] < 120  # a tenth of the radius, a hundredth of the error
+
+
+def test_a_one_sided_difference_errs_by_its_radius_and_costs_a_value_less():
+    p = torch.nn.Parameter(torch.linspace(0.5, 1.5, 8, dtype=torch.float64))
+    objective = Objective(lambda: p.exp().sum(), [p])
+    exact = flat(steepest.estimators.ForwardGradient()(objective, 1).gradient)
+    gaps = []
+    for eps in (1e-3, 1e-4):
+        estimator = steepest.estimators.SPSA(eps, samples=1, one_sided=True)
+        answer = estimator(objective, 1)
+        assert answer.value == p.exp().sum()
+        gaps.append((flat(answer.gradient) - exact).norm())
+    assert 9 < gaps[0] / gaps[1] < 11
+    objective.counts.clear()
+    steepest.estimators.SPSA(samples=5, one_sided=True)(objective, 1)
+    assert objective.counts["forward"] == 6
 
 
 def test_spsa_in_place_is_spsa_to_within_rounding():

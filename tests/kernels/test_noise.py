@@ -104,6 +104,24 @@ def test_several_seeds_are_added_in_one_pass_and_rounded_once(kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("size", [1000, 70_000])
+def test_a_mask_leaves_elements_as_they_are_and_the_others_numbers_too(kind, size):
+    tensors = [torch.ones(size), torch.ones(50, 3).t()]
+    masks = [torch.arange(size) % 3 == 1, torch.ones(3, 50, dtype=torch.bool)]
+    plain, triton_too = ([t.clone() for t in tensors] for _ in range(2))
+    add_noise_(tensors, 5, 1.0, kind=kind, masks=masks)
+    add_noise_(plain, 5, 1.0, kind=kind)
+    _noise_triton.add_noise(triton_too[:1], [0], [5], [1.0], kind, masks[:1])
+    assert torch.equal(tensors[1], plain[1])
+    for masked in (tensors[0], triton_too[0]):
+        assert (masked[~masks[0]] == 1).all()
+        assert torch.allclose(masked[masks[0]], plain[0][masks[0]], atol=1e-6)
+    for bad in (masks[:1], [masks[0], masks[0]], [m.int() for m in masks]):
+        with pytest.raises(ValueError, match=r"does not fit|shorter"):
+            add_noise_(tensors, 5, 1.0, kind=kind, masks=bad)
+
+
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("dtype", ["fp32", "bf16", "fp64"])
 def test_the_gpu_kernel_compiles(kind, dtype):
     """For an NVIDIA architecture, which needs no GPU."""
@@ -113,8 +131,9 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from steepest.kernels._noise_triton import add_noise_kernel
 types = {{"table": "*i64", "keys": "*i64", "scales": "*fp64", "like": "*{dtype}", "blocks": "i32",
-         "seeds": "i32", "GAUSSIAN": "constexpr", "COUNTERS": "constexpr"}}
-own = {{"GAUSSIAN": {kind == "gaussian"}, "COUNTERS": {256 if kind == "gaussian" else 8}}}
+         "seeds": "i32", **dict.fromkeys(("GAUSSIAN", "MASKED", "COUNTERS"), "constexpr")}}
+own = {{"GAUSSIAN": {kind == "gaussian"}, "MASKED": True}}
+own["COUNTERS"] = {256 if kind == "gaussian" else 8}
 source = ASTSource(add_noise_kernel, types, own)
 assert "st.global" in triton.compile(source, target=GPUTarget("cuda", 90, 32)).asm["ptx"]
 """

@@ -2,6 +2,7 @@
 
 from steepest.estimators._base import GradientEstimator as GradientEstimator
 from steepest.estimators._base import Projection as Projection
+from steepest.estimators._base import RandomEstimator as RandomEstimator
 from steepest.estimators._extrapolation import extrapolate as extrapolate
 from steepest.estimators._forward import ForwardGradient as ForwardGradient
 from steepest.estimators._hutchinson import Curvature as Curvature

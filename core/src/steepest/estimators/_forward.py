@@ -6,12 +6,12 @@ from typing import ClassVar, final
 
 import torch
 
-from steepest.estimators._base import GradientEstimator, Projection
+from steepest.estimators._base import Mask, Projection, RandomEstimator
 from steepest.oracles import Objective
 
 
 @final
-class ForwardGradient(GradientEstimator):
+class ForwardGradient(RandomEstimator):
     r"""Forward gradient: the exact slope along a random direction, times that direction.
 
     .. math::
@@ -24,7 +24,8 @@ class ForwardGradient(GradientEstimator):
 
     Args:
         samples: Directions :math:`n` that an estimate averages; one forward pass each.
-        kind: ``gaussian`` or ``rademacher`` directions.
+        kind: ``gaussian``, ``rademacher`` or ``sphere`` directions.
+        mask: Which elements to probe, as a function of the parameters; all by default.
 
     Raises:
         ValueError: If an argument is out of its range.
@@ -46,8 +47,10 @@ class ForwardGradient(GradientEstimator):
 
     oracle: ClassVar = "jvp"
 
-    def __init__(self, samples: int = 1, kind: str = "gaussian") -> None:
-        super().__init__(samples, kind)
+    def __init__(
+        self, samples: int = 1, kind: str = "gaussian", *, mask: Mask | None = None
+    ) -> None:
+        super().__init__(samples, kind, mask)
 
     @property
     def forward(self) -> int:
@@ -55,11 +58,12 @@ class ForwardGradient(GradientEstimator):
         return self.samples
 
     @torch.no_grad()
-    def project(self, objective: Objective, seed: int) -> Projection:
+    def ask(self, objective: Objective, seed: int) -> Projection:
         """The slopes along the directions; the value is exact, the mean over the passes."""
         slopes, values = {}, []
         for i in range(self.samples):
-            answer = objective.derivative(self.combine(objective, seed, {i: 1.0}))
-            slopes[i] = (answer.slope / self.samples).item()
+            stretch = self.stretch(objective, seed, i)
+            answer = objective.derivative(self.combine(objective, seed, {i: stretch}))
+            slopes[i] = (answer.slope / self.samples).item() * stretch
             values.append(answer.value)
         return Projection(torch.stack(values).mean(), slopes)

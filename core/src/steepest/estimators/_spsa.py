@@ -8,12 +8,12 @@ from typing import ClassVar, final
 import torch
 from torch import Tensor
 
-from steepest.estimators._base import GradientEstimator, Projection
+from steepest.estimators._base import Mask, Projection, RandomEstimator
 from steepest.oracles import Objective
 
 
 @final
-class SPSA(GradientEstimator):
+class SPSA(RandomEstimator):
     r"""SPSA: the slope along a random direction, from two values, times that direction.
 
     .. math::
@@ -26,13 +26,18 @@ class SPSA(GradientEstimator):
     :math:`\mathrm E[z z^\top \nabla f] = \nabla f`. Even orders cancel, so the bias is of order
     :math:`\epsilon^2`, and on a quadratic there is none. The price is variance: with Gaussian
     directions :math:`\mathrm{tr}\,\mathrm{Cov}\,\hat g = (d + 1)\, \|\nabla f\|^2 / n` in
-    :math:`d` dimensions, with signs :math:`(d - 1)\, \|\nabla f\|^2 / n`.
+    :math:`d` dimensions, with signs or on the sphere :math:`(d - 1)\, \|\nabla f\|^2 / n`.
+
+    ``one_sided`` takes :math:`(f(\theta + \epsilon z_i) - f(\theta)) / \epsilon` instead: one value
+    a direction and one for all, for a bias of order :math:`\epsilon`.
 
     Args:
         eps: Radius :math:`\epsilon`, in the parameters' units: small against the scale on which
             the loss bends, large against its rounding.
         samples: Directions :math:`n` that an estimate averages; two values each.
-        kind: ``gaussian`` or ``rademacher`` directions.
+        kind: ``gaussian``, ``rademacher`` or ``sphere`` directions.
+        mask: Which elements to probe, as a function of the parameters; all by default.
+        one_sided: Compare with the value at the parameters.
         in_place: Put the parameters back by subtracting what was added, to within rounding,
             instead of from a copy, bit for bit. It saves the copy's memory. Parameters of half
             precision are copied in any case.
@@ -67,44 +72,55 @@ class SPSA(GradientEstimator):
         samples: int = 1,
         kind: str = "gaussian",
         *,
+        mask: Mask | None = None,
+        one_sided: bool = False,
         in_place: bool = False,
     ) -> None:
-        super().__init__(samples, kind)
+        super().__init__(samples, kind, mask)
         if not (math.isfinite(eps) and eps > 0):
             raise ValueError(f"eps={eps!r} is not valid: give a finite number > 0")
         self.eps = eps
+        self.one_sided = one_sided
         self.in_place = in_place
 
     @property
     def forward(self) -> int:
-        """Two values a direction."""
-        return 2 * self.samples
+        """Two values a direction; one-sided, one and the value at the parameters."""
+        return self.samples + 1 if self.one_sided else 2 * self.samples
 
     @torch.no_grad()
-    def project(self, objective: Objective, seed: int) -> Projection:
-        """The difference quotients; the value is the mean of those that were read."""
+    def ask(self, objective: Objective, seed: int) -> Projection:
+        """The difference quotients.
+
+        The value is that at the parameters; two-sided, the mean of those that were read.
+        """
         params = [p.detach() for p in objective.params]
         pairs = list(zip(params, self.places(objective), strict=True))
         free = [(p, place) for p, place in pairs if self._returns(p)]
         kept = [(p, place) for p, place in pairs if not self._returns(p)]
         home = [p.clone() for p, _ in kept]
+        base = [objective.value()] if self.one_sided else []
         slopes, values = {}, []
         for i in range(self.samples):
-            pair = []
+            stretch = self.stretch(objective, seed, i)
+            read: list[Tensor] = []
             offset = 0.0
             try:
-                for step in (self.eps, -self.eps):
+                for side in (1.0,) if self.one_sided else (1.0, -1.0):
+                    step = side * self.eps * stretch
                     self._shift(free, seed, {i: step - offset})
                     offset = step
                     self._return(kept, home)
                     self._shift(kept, seed, {i: step})
-                    pair.append(objective.value())
+                    read.append(objective.value())
             finally:
                 self._shift(free, seed, {i: -offset})
                 self._return(kept, home)
-            slopes[i] = ((pair[0] - pair[1]) / (2 * self.eps * self.samples)).item()
-            values += pair
-        return Projection(torch.stack(values).mean(), slopes)
+            first, second = (*read, *base)
+            width = self.eps if self.one_sided else 2 * self.eps
+            slopes[i] = ((first - second) / (width * self.samples)).item() * stretch
+            values += read
+        return Projection(base[0] if base else torch.stack(values).mean(), slopes)
 
     def _shift(self, pairs: list[tuple[Tensor, int]], seed: int, weights: dict[int, float]) -> None:
         self.accumulate_([p for p, _ in pairs], seed, weights, [place for _, place in pairs])

@@ -175,6 +175,7 @@ def add_noise_(
     *,
     kind: str = "gaussian",
     start: Sequence[int] | None = None,
+    masks: Sequence[Tensor] | None = None,
 ) -> None:
     """Add ``scale`` times the seed's noise to each tensor, in place.
 
@@ -188,9 +189,12 @@ def add_noise_(
         kind: ``gaussian`` or ``rademacher``.
         start: Global index of the first element of each tensor, from :func:`offsets`; by default
             they follow each other.
+        masks: For each tensor one of its shape, of bool: where it is False nothing is added. An
+            element's number does not depend on the mask.
 
     Raises:
-        ValueError: If the kind is unknown, or there are not as many scales as seeds.
+        ValueError: If the kind is unknown, there are not as many scales as seeds, or a mask does
+            not fit its tensor. Nothing has changed then.
     """
     check_kind(kind)
     seeds = [seed] if isinstance(seed, int) else list(seed)
@@ -200,6 +204,12 @@ def add_noise_(
     if not seeds:
         return
     begin = offsets(tensors) if start is None else list(start)
+    for t, mask in zip(tensors, masks or [], strict=masks is not None):
+        if mask.shape != t.shape or mask.dtype != torch.bool:
+            raise ValueError(
+                f"a mask of shape {tuple(mask.shape)} and {mask.dtype} does not fit a tensor of "
+                f"shape {tuple(t.shape)}: give one of its shape and of bool"
+            )
     fused: dict[tuple[ModuleType, torch.dtype, torch.device], list[int]] = {}
     # To compile pays from some size on: that of all tensors, as a model has many small ones.
     large = sum(t.numel() for t in tensors) >= CHUNK
@@ -208,13 +218,16 @@ def add_noise_(
         if backend is not None:
             fused.setdefault((backend, t.dtype, t.device), []).append(i)
         else:
-            _add_noise(t, begin[i], seeds, scales, kind)
+            _add_noise(t, begin[i], seeds, scales, kind, masks[i] if masks else None)
     for (backend, _, _), index in fused.items():
         flat = [tensors[i].detach() for i in index]
-        backend.add_noise(flat, [begin[i] for i in index], seeds, scales, kind)
+        over = masks and [masks[i].contiguous() for i in index]
+        backend.add_noise(flat, [begin[i] for i in index], seeds, scales, kind, over)
 
 
-def _add_noise(t: Tensor, first: int, seeds: list[int], scales: list[float], kind: str) -> None:
+def _add_noise(
+    t: Tensor, first: int, seeds: list[int], scales: list[float], kind: str, mask: Tensor | None
+) -> None:
     """The definition."""
     flat = t.view(-1) if t.is_contiguous() else t.reshape(-1)
     for i in range(0, t.numel(), CHUNK):
@@ -224,6 +237,8 @@ def _add_noise(t: Tensor, first: int, seeds: list[int], scales: list[float], kin
         for seed, scale in zip(seeds, scales, strict=True):
             z = noise(seed, first + i, len(part), kind, t.device)
             total.add_(z.to(compute), alpha=scale)
+        if mask is not None:
+            total *= mask.reshape(-1)[i : i + CHUNK]
         part.copy_(part.to(compute) + total)
     if not t.is_contiguous():
         t.copy_(flat.view(t.shape))

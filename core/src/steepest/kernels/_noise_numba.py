@@ -6,6 +6,7 @@ arithmetic: a call for each element would not vectorize.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
@@ -20,9 +21,14 @@ COUNTERS = {"gaussian": 1024, "rademacher": 64}
 
 
 def add_noise(
-    tensors: list[Tensor], starts: list[int], seeds: list[int], scales: list[float], kind: str
+    tensors: list[Tensor],
+    starts: list[int],
+    seeds: list[int],
+    scales: list[float],
+    kind: str,
+    masks: Sequence[Tensor] | None = None,
 ) -> None:
-    """Add noise to contiguous tensors of one dtype, float32 or float64."""
+    """Add noise to contiguous tensors of one dtype, float32 or float64, with contiguous masks."""
     width = 4 if kind == "gaussian" else 128
     dtype = np.float64 if tensors[0].dtype == torch.float64 else np.float32
     sizes = np.array([t.numel() for t in tensors], dtype=np.int64)
@@ -33,10 +39,11 @@ def add_noise(
     before = np.concatenate([[0], np.cumsum(blocks)[:-1]])
     counter = first[tensor] + (np.arange(len(tensor)) - before[tensor]) * COUNTERS[kind]
     keys = np.array([[seed & 0xFFFFFFFF, seed >> 32 & 0xFFFFFFFF] for seed in seeds], np.uint64)
-    pointers = np.array([t.data_ptr() for t in tensors], dtype=np.int64)
+    columns = [[t.data_ptr() for t in tensors], [t.data_ptr() for t in masks or []]]
+    pointers, over = (np.array(column, dtype=np.int64) for column in columns)
     with _numba.torch_threads():
         _compile(kind, dtype)(
-            pointers, start, sizes, tensor, counter, keys, np.array(scales, dtype)
+            pointers, over, start, sizes, tensor, counter, keys, np.array(scales, dtype)
         )
 
 
@@ -44,7 +51,7 @@ def add_noise(
 def _compile(kind: str, dtype: Any) -> Any:
     from numba import njit, prange
 
-    view = _numba.viewer(dtype)
+    view, flags = _numba.viewer(dtype), _numba.viewer(np.uint8)
     low, itemsize = np.uint64(0xFFFFFFFF), np.dtype(dtype).itemsize
 
     @njit(inline="always")
@@ -138,7 +145,7 @@ def _compile(kind: str, dtype: Any) -> Any:
     width, counters = (4 if kind == "gaussian" else 128), COUNTERS[kind]
 
     @njit(parallel=True, nogil=True)
-    def kernel(pointers, start, sizes, tensor, counter, keys, scales):
+    def kernel(pointers, over, start, sizes, tensor, counter, keys, scales):
         for b in prange(len(tensor)):
             t = tensor[b]
             total = np.zeros(width * counters, dtype)
@@ -148,6 +155,10 @@ def _compile(kind: str, dtype: Any) -> Any:
             shift = counter[b] * width - start[t]
             begin, end = max(0, -shift), min(len(total), sizes[t] - shift)
             p = view(pointers[t] + (shift + begin) * itemsize, end - begin)
+            if len(over):
+                mask = flags(over[t] + shift + begin, end - begin)
+                for i in range(end - begin):
+                    total[np.uint64(begin + i)] *= dtype(mask[i])
             for i in range(end - begin):
                 p[i] += total[np.uint64(begin + i)]
 

@@ -6,6 +6,8 @@ both round alike but for fused multiplications.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 import triton
@@ -17,9 +19,14 @@ COUNTERS = {"gaussian": 256, "rademacher": 8}
 
 
 def add_noise(
-    tensors: list[Tensor], starts: list[int], seeds: list[int], scales: list[float], kind: str
+    tensors: list[Tensor],
+    starts: list[int],
+    seeds: list[int],
+    scales: list[float],
+    kind: str,
+    masks: Sequence[Tensor] | None = None,
 ) -> None:
-    """Add noise to contiguous tensors of one dtype on one device."""
+    """Add noise to contiguous tensors of one dtype on one device, with contiguous masks."""
     width, counters = 4 if kind == "gaussian" else 128, COUNTERS[kind]
     sizes = np.array([t.numel() for t in tensors], dtype=np.int64)
     start = np.array(starts, dtype=np.int64)
@@ -31,9 +38,9 @@ def add_noise(
     pointers = np.array([t.data_ptr() for t in tensors], dtype=np.int64)
     keys = np.array(seeds, dtype=np.uint64).astype(np.int64)
     device = tensors[0].device
-    per_block = np.stack(
-        [pointers[tensor], counter * width - start[tensor], sizes[tensor], counter]
-    )
+    over = np.array([t.data_ptr() for t in masks or tensors], dtype=np.int64)
+    shift = counter * width - start[tensor]
+    per_block = np.stack([pointers[tensor], shift, sizes[tensor], counter, over[tensor]])
     table = torch.from_numpy(per_block).to(device, non_blocking=True)
     keys_there = torch.from_numpy(keys).to(device, non_blocking=True)
     scales_there = torch.tensor(scales, dtype=torch.float64).to(device, non_blocking=True)
@@ -45,6 +52,7 @@ def add_noise(
         len(tensor),
         len(seeds),
         kind == "gaussian",
+        masks is not None,
         counters,
     )
 
@@ -99,7 +107,15 @@ def _pair(w0, w1):
 
 @triton.jit
 def add_noise_kernel(  # type: ignore[no-untyped-def]
-    table, keys, scales, like, blocks, seeds, GAUSSIAN: tl.constexpr, COUNTERS: tl.constexpr
+    table,
+    keys,
+    scales,
+    like,
+    blocks,
+    seeds,
+    GAUSSIAN: tl.constexpr,
+    MASKED: tl.constexpr,
+    COUNTERS: tl.constexpr,
 ):
     """One program adds the noise of a run of counters; ``like`` gives the tensors' type."""
     block = tl.program_id(0)
@@ -127,5 +143,8 @@ def add_noise_kernel(  # type: ignore[no-untyped-def]
         total += tl.load(scales + m).to(compute) * z.to(compute)
     index = shift + tl.arange(0, width * COUNTERS)
     mask = (index >= 0) & (index < size)
+    if MASKED:
+        flags = tl.load(table + 4 * blocks + block).to(tl.pointer_type(tl.int8))
+        total *= tl.load(flags + index, mask=mask).to(compute)
     old = tl.load(p + index, mask=mask)
     tl.store(p + index, (old.to(compute) + total).to(old.dtype), mask=mask)

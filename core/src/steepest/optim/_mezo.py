@@ -9,6 +9,7 @@ import torch
 
 from steepest._registry import method
 from steepest.estimators import SPSA
+from steepest.estimators._base import Mask
 from steepest.optim._base import Params
 from steepest.optim._checks import check_hyperparameters
 from steepest.optim._oracle import Answer, OracleDriven
@@ -51,7 +52,9 @@ class MeZO(OracleDriven):
         eps: Radius :math:`\epsilon` of the probes, in the parameters' units.
         samples: Directions :math:`n` a step; two forward passes each.
         weight_decay: Decoupled decay :math:`\lambda`.
-        kind: ``gaussian`` or ``rademacher`` directions.
+        kind: ``gaussian``, ``rademacher`` or ``sphere`` directions.
+        mask: Which elements to probe and train, as a function of the parameters; all by default.
+            Decay, too, acts on those only.
         seed: Seed of the directions.
         maximize: Ascend.
 
@@ -91,11 +94,12 @@ class MeZO(OracleDriven):
         weight_decay: float = 0.0,
         kind: str = "gaussian",
         *,
+        mask: Mask | None = None,
         seed: int = 0,
         maximize: bool = False,
     ) -> None:
         check_hyperparameters("MeZO", {"seed": seed})
-        self.estimator = SPSA(eps, samples, kind, in_place=True)
+        self.estimator = SPSA(eps, samples, kind, mask=mask, in_place=True)
         super().__init__(params, {"lr": lr, "weight_decay": weight_decay, "maximize": maximize})
         self.seed = seed
 
@@ -125,8 +129,9 @@ class MeZO(OracleDriven):
             params = [p for p in group["params"] if p in known]
             lr = float(group["lr"]) * (-1.0 if group["maximize"] else 1.0)
             if group["weight_decay"]:
+                keep = 1 - float(group["lr"]) * float(group["weight_decay"])
                 for p in params:
-                    p.mul_(1 - float(group["lr"]) * float(group["weight_decay"]))
+                    p.mul_(self.estimator.where(known[p], keep))
             self.estimator.accumulate_(
                 [p.detach() for p in params],
                 self.draw(),

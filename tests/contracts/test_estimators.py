@@ -178,7 +178,7 @@ def test_noise_belongs_to_a_name(cls, kind):
         objective = Objective(
             lambda: sum(parts[n].sum() for n in names), [(n, parts[n]) for n in names]
         )
-        _, weights = cls(samples=2, kind=kind).project(objective, 5)
+        weights = cls(samples=2, kind=kind).project(objective, 5).weights
         assert len(weights) == 2
         directions = cls(samples=2, kind=kind).combine(objective, 5, {0: 1.0, 1: -2.0})
         return dict(zip(names, directions, strict=True)), weights

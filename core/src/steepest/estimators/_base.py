@@ -22,6 +22,9 @@ class Projection(NamedTuple):
     """The loss, as it was read, of shape ()."""
     weights: dict[int, float]
     """Index of a direction -> its weight; a seed makes the directions again."""
+    back: dict[int, float] = {}  # noqa: RUF012  (never written to)
+    """What is still to be added to the parameters for them to be where they were, by direction;
+    nothing, unless the estimator was told to stay."""
 
 
 class GradientEstimator(ABC):
@@ -66,8 +69,8 @@ class GradientEstimator(ABC):
     @torch.no_grad()
     def __call__(self, objective: Objective, seed: int) -> Gradient:
         """Estimate the gradient at the current parameters, which end as they were."""
-        value, weights = self.project(objective, seed)
-        return Gradient(value, self.combine(objective, seed, weights))
+        answer = self.project(objective, seed)
+        return Gradient(answer.value, self.combine(objective, seed, answer.weights))
 
     def combine(
         self, objective: Objective, seed: int, weights: Mapping[int, float]

@@ -82,6 +82,9 @@ class SPSA(RandomEstimator):
         self.eps = eps
         self.one_sided = one_sided
         self.in_place = in_place
+        self.stay = False
+        """Leave the parameters at the last probe, for who is about to move them anyway: one pass
+        over them less. Those that return from a copy do so in any case."""
 
     @property
     def forward(self) -> int:
@@ -96,11 +99,11 @@ class SPSA(RandomEstimator):
         """
         params = [p.detach() for p in objective.params]
         pairs = list(zip(params, self.places(objective), strict=True))
-        free = [(p, place) for p, place in pairs if self._returns(p)]
-        kept = [(p, place) for p, place in pairs if not self._returns(p)]
+        free = [(p, place) for p, place in pairs if self.returns(p)]
+        kept = [(p, place) for p, place in pairs if not self.returns(p)]
         home = [p.clone() for p, _ in kept]
         base = [objective.value()] if self.one_sided else []
-        slopes, values = {}, []
+        slopes, values, back = {}, [], {}
         for i in range(self.samples):
             stretch = self.stretch(objective, seed, i)
             read: list[Tensor] = []
@@ -113,14 +116,20 @@ class SPSA(RandomEstimator):
                     self._return(kept, home)
                     self._shift(kept, seed, {i: step})
                     read.append(objective.value())
-            finally:
+            except BaseException:
                 self._shift(free, seed, {i: -offset})
+                raise
+            finally:
                 self._return(kept, home)
+            if self.stay and i == self.samples - 1:
+                back = {i: -offset}
+            else:
+                self._shift(free, seed, {i: -offset})
             first, second = (*read, *base)
             width = self.eps if self.one_sided else 2 * self.eps
             slopes[i] = ((first - second) / (width * self.samples)).item() * stretch
             values += read
-        return Projection(base[0] if base else torch.stack(values).mean(), slopes)
+        return Projection(base[0] if base else torch.stack(values).mean(), slopes, back)
 
     def _shift(self, pairs: list[tuple[Tensor, int]], seed: int, weights: dict[int, float]) -> None:
         self.accumulate_([p for p, _ in pairs], seed, weights, [place for _, place in pairs])
@@ -130,6 +139,6 @@ class SPSA(RandomEstimator):
         for (p, _), start in zip(pairs, home, strict=True):
             p.copy_(start)
 
-    def _returns(self, p: Tensor) -> bool:
+    def returns(self, p: Tensor) -> bool:
         """Whether to subtract what was added; in half precision too much would stay behind."""
         return self.in_place and p.element_size() >= 4

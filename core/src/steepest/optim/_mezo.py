@@ -9,8 +9,8 @@ import torch
 
 from steepest._registry import method
 from steepest.estimators import SPSA
-from steepest.estimators._base import Mask
-from steepest.optim._base import Params
+from steepest.estimators._base import Mask, Projection
+from steepest.optim._base import Group, Params
 from steepest.optim._checks import check_hyperparameters
 from steepest.optim._oracle import Answer, OracleDriven
 from steepest.oracles import Objective
@@ -109,35 +109,51 @@ class MeZO(OracleDriven):
         super().add_param_group(param_group)
 
     def query(self, objective: Objective) -> Answer:
-        """Read pairs of values; remember no direction."""
-        value, weights = self.estimator.project(objective, self.draw())
-        return Answer(objective, value, None, weights)
+        """Read pairs of values; remember no direction.
+
+        Where the update follows at once, parameters stay at the last probe, and come back with it.
+        """
+        self.estimator.stay = self._at_once
+        projection = self.estimator.project(objective, self.draw())
+        return Answer(objective, projection.value, None, projection)
 
     @torch.no_grad()
     def update(self, answer: Answer) -> None:
         """Make the directions again, and step along them."""
+        projection: Projection = answer.rest
+        try:
+            for group in self.param_groups:
+                check_hyperparameters("MeZO", group)
+            if not all(map(math.isfinite, projection.weights.values())):
+                raise RuntimeError(
+                    "MeZO: the loss is NaN or infinite near the parameters; nothing has moved. "
+                    "Lower lr if it grew, eps if it is fine at the parameters themselves"
+                )
+        except BaseException:
+            for group in self.param_groups:
+                self._move(group, answer, {}, 1.0)
+            raise
         for group in self.param_groups:
-            check_hyperparameters("MeZO", group)
-        if not all(map(math.isfinite, answer.rest.values())):
-            raise RuntimeError(
-                "MeZO: the loss is NaN or infinite near the parameters; nothing has moved. Lower "
-                "lr if it grew, eps if it is fine at the parameters themselves"
-            )
+            lr = float(group["lr"]) * (-1.0 if group["maximize"] else 1.0)
+            step = {i: -lr * w for i, w in projection.weights.items()}
+            keep = 1 - float(group["lr"]) * float(group["weight_decay"])
+            self._move(group, answer, step, keep)
+
+    def _move(self, group: Group, answer: Answer, step: dict[int, float], keep: float) -> None:
+        """Shrink a group's parameters, bring them back and move them, the latter two in one."""
         places = self.estimator.places(answer.objective)
         known = dict(zip(answer.objective.params, places, strict=True))
-        for group in self.param_groups:
-            params = [p for p in group["params"] if p in known]
-            lr = float(group["lr"]) * (-1.0 if group["maximize"] else 1.0)
-            if group["weight_decay"]:
-                keep = 1 - float(group["lr"]) * float(group["weight_decay"])
+        back = answer.rest.back
+        whole = {i: step.get(i, 0.0) + keep * back.get(i, 0.0) for i in step | back}
+        for weights, away in ((whole, True), (step, False)):
+            params = [
+                p for p in group["params"] if p in known and (self.estimator.returns(p) == away)
+            ]
+            if keep != 1:
                 for p in params:
                     p.mul_(self.estimator.where(known[p], keep))
-            self.estimator.accumulate_(
-                [p.detach() for p in params],
-                self.draw(),
-                {i: -lr * w for i, w in answer.rest.items()},
-                [known[p] for p in params],
-            )
+            at = [known[p] for p in params]
+            self.estimator.accumulate_([p.detach() for p in params], self.draw(), weights, at)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "estimator": self.estimator}

@@ -53,6 +53,8 @@ class OracleDriven(torch.optim.Optimizer, ABC):
     oracle: str
     seed: int = 0
     steps: int = 0
+    _at_once: bool = False
+    """Whether :meth:`update` follows the query at once, and nobody sees parameters in between."""
     _deliver: Deliver | None = None
     """Asks in place of :meth:`step`, where a training loop has a closure of its own."""
 
@@ -85,7 +87,11 @@ class OracleDriven(torch.optim.Optimizer, ABC):
             answer = self._deliver(self, closure)
             self.update(answer)
         else:
-            answer = self._ask(closure)
+            self._at_once = True
+            try:
+                answer = self._ask(closure)
+            finally:
+                self._at_once = False
             with lent(self._everything, gradients(self._everything, answer)):
                 self.update(answer)
         self.steps += 1

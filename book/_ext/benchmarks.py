@@ -1,6 +1,7 @@
-"""``{benchmarks} FOLDER``: tables and bars from the result files of ``core/benchmarks``.
+"""``{benchmarks} FOLDER`` and ``{benchmark-table} FILE``: result files of ``core/benchmarks``.
 
-Each file is what ``optimizer_step.py --json`` wrote on one machine. Nothing is measured here, and
+The folder has what ``optimizer_step.py --json`` wrote on one machine each, and is shown as tables
+with bars; the file is a table as the other scripts write it. Nothing is measured here, and
 no number is typed in.
 """
 
@@ -147,7 +148,28 @@ class Benchmarks(SphinxDirective):
         return found
 
 
+class BenchmarkTable(SphinxDirective):
+    """A result file that is a table."""
+
+    required_arguments = 1
+
+    def run(self) -> list[nodes.Node]:
+        """Write it as Markdown."""
+        path = Path(self.env.app.srcdir) / self.arguments[0]
+        self.env.note_dependency(str(path))
+        record = json.loads(path.read_text("utf-8"))
+        lines = [record["columns"], ["---"] + ["--:"] * (len(record["columns"]) - 1)]
+        lines += record["rows"]
+        text = f"{record['title']}. **{record['machine']}**; torch {record['torch']}."
+        rows = "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+        found = self.parse_text_to_nodes(f"{text}\n\n{rows}")
+        for table in (t for node in found for t in node.findall(nodes.table)):
+            table["classes"] += ["benchmarks"]
+        return found
+
+
 def setup(app: Sphinx) -> dict[str, bool]:
     """Connect to Sphinx."""
     app.add_directive("benchmarks", Benchmarks)
+    app.add_directive("benchmark-table", BenchmarkTable)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

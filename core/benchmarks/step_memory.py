@@ -24,6 +24,7 @@ from pathlib import Path
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
+from optimizer_step import machine
 from torch.nn import functional
 
 from steepest.estimators import SPSA, ForwardGradient
@@ -150,19 +151,30 @@ def main() -> None:
     print(
         f"{'optimizer':34s} {'inference':>10s} {'training':>10s} {'ratio':>7s} {'above start':>12s}"
     )
-    rows = {}
+    columns = ["Optimizer", "inference, MiB", "training, MiB", "ratio", "ratio above the start"]
+    rows = []
     for name in args.optimizers:
         run = [sys.executable, __file__, "--one", name]
         out = subprocess.run(run, capture_output=True, text=True, check=False)
         if out.returncode:
             sys.exit(out.stderr)
-        rows[name] = row = json.loads(out.stdout.splitlines()[-1])
+        row = json.loads(out.stdout.splitlines()[-1])
         ratio = row["training"] / row["inference"]
         above = (row["training"] - row["before"]) / (row["inference"] - row["before"])
         peaks = f"{row['inference']:10.0f} {row['training']:10.0f}"
         print(f"{name:34s} {peaks} {ratio:7.3f} {above:12.3f}", flush=True)
+        cells = [f"{row['inference']:.0f}", f"{row['training']:.0f}", f"{ratio:.3f}"]
+        rows.append([name, *cells, f"{above:.3f}"])
     if args.json:
-        args.json.write_text(json.dumps(rows, indent=1) + "\n", "utf-8")
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        record = {
+            "machine": machine(device),
+            "torch": torch.__version__,
+            "title": "Peak memory of a step, 30 million parameters, batches of 8 x 128",
+            "columns": columns,
+            "rows": rows,
+        }
+        args.json.write_text(json.dumps(record, indent=1) + "\n", "utf-8")
 
 
 if __name__ == "__main__":

@@ -141,8 +141,8 @@ def _partition(
 def _choose(backend: str, device: torch.device, params: Sequence[Tensor]) -> str:
     fits = {"cpu": "cpu", "cuda": "triton"}.get(device.type, "torch")
     if backend == "auto":
-        ready = fits in available_backends() and sum(p.numel() for p in params) >= SMALL
-        return fits if ready else "torch"
+        large = sum(p.numel() for p in params) >= SMALL
+        return fits if large and fits in available_backends() else "torch"
     if backend not in ("torch", fits) and not (backend == "triton" and device.type == "cpu"):
         raise RuntimeError(f"backend {backend!r} cannot update tensors on {device}: use 'auto'")
     return backend

@@ -48,9 +48,18 @@ CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "lookahead": (_finite(0.0), "a finite number >= 0"),
     "seed": (lambda value: isinstance(value, int), "a whole number"),
     "momenta": (_momenta, "three finite numbers >= 0, the first below 1"),
+    "reps_rel": (_finite(0.0, strict=True), "a finite number > 0"),
+    "l1": (_finite(0.0), "a finite number >= 0"),
+    "l2": (_finite(0.0), "a finite number >= 0"),
     "lamb": (_finite(0.0), "a finite number >= 0"),
     "eta": (_finite(0.0), "a finite number >= 0"),
     "gamma": (_finite(0.0), "a finite number >= 0"),
+    "c": (lambda value: 0.0 <= float(value) < 1.0, "a number in [0, 1)"),
+    "period": (lambda value: isinstance(value, int) and value >= 0, "a whole number >= 0"),
+    "eta0": (_finite(0.0, strict=True), "a finite number > 0"),
+    "truncation": (_finite(0.0, strict=True), "a finite number > 0"),
+    "warm": (lambda value: isinstance(value, int) and value >= 1, "a whole number >= 1"),
+    "f_star": (lambda value: math.isfinite(float(value)), "a finite number"),
     "max_norm": (lambda value: float(value) > 0.0, "a number > 0, or infinity"),
 }
 

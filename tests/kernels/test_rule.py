@@ -242,7 +242,7 @@ print(len(RULES), "compiled")
 
 def test_equations_stand_beside_their_lines():
     for r in (*RULES.values(), *REDUCTIONS.values()):
-        if r.__name__ not in ("everything", "some_sums"):
+        if r.function.__module__.startswith("steepest."):  # and not a rule of some test
             assert len(r.lines) >= 2
             assert all(equation and " = " in code for equation, code in r.lines), r.__name__
         assert {line.count("|") for line in r._repr_markdown_().splitlines()} == {3}

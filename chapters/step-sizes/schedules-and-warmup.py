@@ -461,8 +461,9 @@ axes[0].set(
     xlabel="step",
     ylabel="learning rate",
     title="unseen quadratics; dotted: 2/L",
+    ylim=(0.01, 25),
 )
-axes[0].legend(fontsize=7, loc="lower left")
+axes[0].legend(fontsize=7, ncols=2, loc="lower right")
 columns = [np.concatenate(column) for column in list(zip(*results))[1:]]
 for column, color, name in zip(
     columns,

@@ -8,6 +8,8 @@ from steepest.kernels import _xp_torch as xp  # noqa: F401  (rules import it fro
 from steepest.kernels._apply import apply as apply
 from steepest.kernels._apply import available_backends as available_backends
 from steepest.kernels._compose import compose as compose
+from steepest.kernels._javascript import XP as XP
+from steepest.kernels._javascript import javascript as javascript
 from steepest.kernels._noise import add_noise_ as add_noise_
 from steepest.kernels._noise import check_kind as check_kind
 from steepest.kernels._noise import noise as noise

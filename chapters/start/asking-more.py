@@ -763,7 +763,7 @@ f = opt.objective(lambda: F.cross_entropy(model(x), y))
 log = []
 for _ in range(50):
     answer = opt.query(f)
-    log.append((opt.draw(), answer.rest[0]))
+    log.append((opt.draw(), answer.rest.weights[0]))
     opt.update(answer)
     opt.steps += 1
 places = opt.estimator.places(f)

@@ -162,8 +162,8 @@ class Elementwise(torch.optim.Optimizer, ABC):
             loss: What the closure returned, float64 of shape (), or None.
 
         Returns:
-            For each of the groups, numbers of the rule by name: for all its parameters, or, of
-            shape (T,), for each. They stand in for those of :meth:`numbers`.
+            For each of the groups, numbers of the rule by name, one for all of its parameters or,
+            of shape (T,), one for each. They stand in for those of :meth:`numbers`.
         """
         return [{} for _ in measured]
 

@@ -72,8 +72,9 @@ notebooks: $(ENV) ## run every chapter and compare its checked outputs
 	$(call check,chapters,$(if $(NOTEBOOKS),OMP_NUM_THREADS=1 $(BIN)/pytest $(NOTEBOOKS) --nbval-lax \
 		--nbval-current-env --nbval-cell-timeout=120 -n 2 --dist loadscope,echo "no notebooks yet"))
 
-site: $(ENV) ## check the built book: links, assets, index of methods, launch buttons
-	$(call check,built book,$(BIN)/pytest tests/book/test_site.py)
+site: $(ENV) ## check the built book: links, assets, index of methods, playground, a browser's view
+	$(call check,built book,$(BIN)/pytest tests/book/test_site.py tests/book/test_playground.py \
+		tests/book/test_browser.py)
 
 lock: $(ENV) ## resolve requirements.lock again (ARGS=--upgrade: newest versions)
 	@$(BIN)/python -m pip install "uv>=0.5"

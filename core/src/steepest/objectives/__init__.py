@@ -5,6 +5,7 @@ from steepest.objectives._surfaces import SURFACES as SURFACES
 from steepest.objectives._surfaces import Surface as Surface
 from steepest.objectives._surfaces import beale as beale
 from steepest.objectives._surfaces import himmelblau as himmelblau
+from steepest.objectives._surfaces import plateau as plateau
 from steepest.objectives._surfaces import ravine as ravine
 from steepest.objectives._surfaces import rosenbrock as rosenbrock
 from steepest.objectives._surfaces import saddle as saddle

@@ -190,6 +190,29 @@ def himmelblau(z: Tensor) -> Tensor:
     return (x.square() + y - 11).square() + (x + y.square() - 7).square()
 
 
+def plateau(z: Tensor) -> Tensor:
+    r"""A hole in a plain, :math:`1 - \exp(-\tfrac12 (x^2 + y^2))`.
+
+    Far out the gradient is nearly nothing, and so is a step in proportion to it; a step whose
+    length does not depend on the gradient's walks on. One minimum, 0 at the origin.
+
+    Args:
+        z: Points, shape ``(..., 2)``.
+
+    Returns:
+        Values, shape ``(...)``.
+
+    Raises:
+        ValueError: If the last dimension is not 2.
+
+    Example:
+        >>> plateau(torch.tensor([[0.0, 0.0], [30.0, 40.0]]))
+        tensor([0., 1.])
+    """
+    x, y = _coordinates(z)
+    return 1 - (-0.5 * (x.square() + y.square())).exp()
+
+
 SURFACES: dict[str, Surface] = {
     s.name: s
     for s in (
@@ -217,6 +240,7 @@ SURFACES: dict[str, Surface] = {
             0.0,
             ((-5, 5), (-5, 5)),
         ),
+        Surface("plateau", plateau, (-3.2, 2.2), ((0.0, 0.0),), 0.0, ((-4, 4), (-3, 3))),
     )
 }
 """Every surface by name, with default parameters."""
@@ -226,7 +250,8 @@ def surface(name: str, **parameters: Any) -> Surface:
     """A surface by name.
 
     Args:
-        name: One of ``rosenbrock``, ``ravine``, ``saddle``, ``beale``, ``himmelblau``.
+        name: One of ``rosenbrock``, ``ravine``, ``saddle``, ``beale``, ``himmelblau``,
+            ``plateau``.
         **parameters: Parameters of the function, e.g. ``condition`` of the ravine. They must
             not move the minima, and none of the present ones does.
 

@@ -1,0 +1,203 @@
+"""The built book in a browser, as a reader has it: Chromium, no network, every page from disk.
+
+Needs Chromium (Debian and Ubuntu: apt install chromium); skipped where there is none.
+"""
+
+import functools
+import http.server
+import shutil
+import threading
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+HTML = ROOT / "book" / "_build" / "html"
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "google-chrome"))), None)
+FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-sync"]
+
+pytestmark = [
+    pytest.mark.site,
+    pytest.mark.skipif(not (HTML / "index.html").is_file(), reason="no book yet; run: make book"),
+    pytest.mark.skipif(CHROMIUM is None, reason="no Chromium; on Debian: apt install chromium"),
+]
+
+
+class Quiet(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, *args):
+        """Keep requests out of the test's output."""
+
+
+@pytest.fixture(scope="module")
+def site():
+    """Address of the built book on this machine."""
+    handler = functools.partial(Quiet, directory=HTML)
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}/"
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.fixture(scope="module")
+def chromium():
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def page(chromium, site):
+    """A fresh page; at the end, nothing failed and nothing left this machine."""
+    context = chromium.new_context(viewport={"width": 1280, "height": 900}, base_url=site)
+    context.set_default_timeout(10_000)
+    page = context.new_page()
+    problems = []
+    page.on("pageerror", lambda error: problems.append(f"error: {error}"))
+
+    def failed(request):
+        if request.failure != "net::ERR_ABORTED":  # by a click that leaves the page
+            problems.append(f"{request.failure} {request.url}")
+
+    page.on("requestfailed", failed)
+    page.on("console", lambda m: problems.append(m.text) if m.type == "error" else None)
+    page.on("response", lambda r: problems.append(f"{r.status} {r.url}") if r.status >= 400 else 0)
+
+    def local(route):
+        if not route.request.url.startswith((site, "data:", "blob:")):
+            problems.append(f"remote: {route.request.url}")
+        route.continue_()
+
+    page.route("**/*", local)
+    yield page
+    page.wait_for_load_state("networkidle")
+    context.close()
+    assert problems == []
+
+
+def row(page, name):
+    """Row of an optimizer in the playground's table."""
+    return page.locator(".playground-table tbody tr").filter(has_text=name)
+
+
+def test_a_reader_finds_a_method_through_the_search(page):
+    page.goto("book/index.html")
+    page.keyboard.press("Control+k")
+    page.keyboard.type("AdaBelief")
+    page.keyboard.press("Enter")
+    page.wait_for_url("**/search.html?q=AdaBelief*")
+    found = page.locator("#search-results li a", has_text="Belief").first
+    found.click()
+    assert "AdaBelief" in page.locator("main").inner_text()
+
+
+def test_index_to_section_to_api_page_and_back(page):
+    page.goto("book/index.html")
+    page.get_by_role("link", name="Index of methods").first.click()
+    page.get_by_label("Filter").fill("grams")
+    rows = page.locator("table.methods-index tbody tr:visible")
+    assert rows.count() == 1
+    rows.get_by_role("link").last.click()
+    page.wait_for_url("**/chapters/first-order/belief-difference-and-direction.html#grams")
+    assert page.get_by_role("heading", name="Grams").first.is_visible()
+    page.go_back()
+    page.get_by_label("Filter").fill("grams")
+    page.locator("table.methods-index tbody tr:visible a code").first.click()
+    page.wait_for_url("**/book/api/optim.html#steepest.optim.Grams")
+    facts = page.locator("dt[id='steepest.optim.Grams'] + dd .api-facts")
+    facts.get_by_role("link", name="Grams").first.click()
+    page.wait_for_url("**#grams")
+
+
+def test_dark_mode_toggles_and_stays(page):
+    page.goto("book/index.html")
+    background = "getComputedStyle(document.body).backgroundColor"
+    seen = {page.evaluate(background)}
+    for _ in range(3):
+        page.locator("button.theme-switch-button:visible").first.click()
+        seen.add(page.evaluate(background))
+    assert len(seen) == 2
+    while page.evaluate("document.documentElement.dataset.mode") != "dark":
+        page.locator("button.theme-switch-button:visible").first.click()
+    page.goto("book/methods.html")
+    assert page.evaluate("document.documentElement.dataset.theme") == "dark"
+
+
+def test_a_notebook_downloads(page, tmp_path):
+    page.goto("chapters/first-order/adam-and-its-repairs.html")
+    page.locator(".dropdown-download-buttons > button").click()
+    with page.expect_download() as download:
+        page.locator(".dropdown-download-buttons a[href$='.ipynb']").click()
+    download.value.save_as(tmp_path / "chapter.ipynb")
+    tracked = ROOT / "chapters" / "first-order" / "adam-and-its-repairs.ipynb"
+    assert (tmp_path / "chapter.ipynb").read_bytes() == tracked.read_bytes()
+
+
+def test_gradient_descent_diverges_past_two_over_the_curvature_and_not_before(page):
+    page.goto("book/playground.html")
+    assert "2/L = 0.02" in page.locator(".playground-limit").inner_text()
+    mine = row(page, "gradient descent")
+    rate, height = mine.locator("input[type=number]"), mine.locator(".result")
+    for value, diverges in (("0.0199", False), ("0.0201", True), ("0.019", False)):
+        rate.fill(value)
+        assert (height.inner_text() == "diverges") == diverges, value
+    mine.locator("input[type=range]").first.focus()
+    for _ in range(10):
+        page.keyboard.press("ArrowRight")
+    assert float(rate.input_value()) > 0.02
+    assert height.inner_text() == "diverges"
+    assert "gradient descent diverges" in page.locator(".playground-status").inner_text()
+
+
+def test_the_playground_works_by_keyboard_and_by_mouse(page):
+    page.goto("book/playground.html")
+    across, up = page.get_by_label("start, x"), page.get_by_label("start, y")
+    handle = page.locator(".playground .start")
+    handle.focus()
+    before = float(across.input_value()), float(up.input_value())
+    page.keyboard.press("ArrowRight")
+    page.keyboard.press("ArrowUp")
+    assert float(across.input_value()) > before[0]
+    assert float(up.input_value()) > before[1]
+
+    box = page.locator(".playground svg").bounding_box()
+    x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 4
+    spot = handle.bounding_box()
+    page.mouse.move(spot["x"] + spot["width"] / 2, spot["y"] + spot["height"] / 2)
+    page.mouse.down()
+    page.mouse.move(x, y)
+    page.mouse.up()
+    assert abs(float(across.input_value())) < 0.1
+    assert abs(float(up.input_value()) - 1) < 0.1
+    page.mouse.move(x, y + 50)
+    assert abs(float(up.input_value()) - 1) < 0.1, "the button is up"
+
+    page.get_by_role("button", name="Race", exact=True).click()
+    page.wait_for_function("Number(document.querySelector('[id$=-step]').value) > 10")
+    page.get_by_role("button", name="Pause").click()
+    page.locator(".playground select").select_option("rosenbrock")
+    page.get_by_label("show Grams").check()
+    assert row(page, "Grams").locator(".result").inner_text() != ""
+    assert float(across.input_value()) == -1.2
+
+
+def test_the_playground_without_javascript_shows_a_race(chromium, site):
+    context = chromium.new_context(java_script_enabled=False, base_url=site)
+    page = context.new_page()
+    page.goto("book/playground.html")
+    assert page.locator(".playground svg path.race").count() == 3
+    assert "Adam" in page.locator(".playground-static").inner_text()
+    page.goto("book/methods.html")
+    assert page.locator("table.methods-index tbody tr").count() > 30
+    context.close()
+
+
+@pytest.mark.parametrize("path", ["book/index.html", "book/playground.html", "book/methods.html"])
+def test_a_phone_shows_the_page_without_sideways_scrolling(page, path):
+    page.set_viewport_size({"width": 390, "height": 844})
+    page.goto(path)
+    width = page.evaluate("document.documentElement.scrollWidth")
+    assert width <= 390

@@ -1,32 +1,51 @@
-// A filter and sortable columns for the index of methods. Without JavaScript it is a plain table.
+// Filters and sortable columns for the index of methods. Without JavaScript it is a plain table.
 "use strict";
 
 for (const table of document.querySelectorAll("table.methods-index")) {
   const body = table.tBodies[0];
   const rows = [...body.rows];
   const headers = [...table.tHead.rows[0].cells];
+  const text = (row, column) => row.cells[column].textContent.trim();
 
   const bar = document.createElement("p");
   bar.className = "methods-filter";
-  bar.innerHTML =
-    '<label>Filter <input type="search" placeholder="adam, gradient, 8, …"></label> ' +
-    '<span role="status"></span>';
-  (table.closest(".pst-scrollable-table-container") ?? table).before(bar);
+  bar.innerHTML = '<label>Filter <input type="search" placeholder="adam, 2023, 8, …"></label>';
   const input = bar.querySelector("input");
-  const status = bar.querySelector("span");
+  const status = document.createElement("span");
+  status.setAttribute("role", "status");
+  (table.closest(".pst-scrollable-table-container") ?? table).before(bar);
 
-  // Every word must occur somewhere in the row.
+  // A list to choose from, for columns with few different values.
+  const choices = [];
+  for (const title of ["Part", "Oracle", "Kernel"]) {
+    const column = headers.findIndex((header) => header.textContent.trim() === title);
+    const select = document.createElement("select");
+    select.add(new Option("any", ""));
+    for (const value of new Set(rows.map((row) => text(row, column)).sort())) {
+      select.add(new Option(value));
+    }
+    const label = document.createElement("label");
+    label.append(`${title} `, select);
+    bar.append(label);
+    choices.push([column, select]);
+  }
+  bar.append(status);
+
+  // Every word must occur somewhere in the row, and every choice in its column.
   function filter() {
     const words = input.value.toLowerCase().split(/\s+/);
     for (const row of rows) {
-      const text = row.textContent.toLowerCase();
-      row.hidden = !words.every((word) => text.includes(word));
+      const all = row.textContent.toLowerCase();
+      row.hidden = !(
+        words.every((word) => all.includes(word)) &&
+        choices.every(([column, { value }]) => !value || text(row, column) === value)
+      );
     }
     const shown = rows.filter((row) => !row.hidden).length;
     status.textContent = `${shown} of ${rows.length}`;
   }
-  input.addEventListener("input", filter);
-  filter();
+  bar.addEventListener("input", filter);
+  window.addEventListener("pageshow", filter); // after "back", with what was typed before
 
   headers.forEach((header, column) => {
     const button = document.createElement("button");
@@ -37,7 +56,7 @@ for (const table of document.querySelectorAll("table.methods-index")) {
       const up = header.getAttribute("aria-sort") !== "ascending";
       headers.forEach((other) => other.removeAttribute("aria-sort"));
       header.setAttribute("aria-sort", up ? "ascending" : "descending");
-      const key = (row) => row.cells[column].textContent.trim();
+      const key = (row) => text(row, column);
       rows.sort((a, b) => key(a).localeCompare(key(b), "en", { numeric: true }) * (up ? 1 : -1));
       body.append(...rows);
     });

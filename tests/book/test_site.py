@@ -151,11 +151,18 @@ def test_index_lists_the_method(record):
     if record["chapter"]:
         notebook, _, label = record["chapter"].partition("#")
         assert f"../{notebook.removesuffix('.ipynb')}.html#{make_id(label)}" in links
-    cells = [cell.get_text(strip=True) for cell in row.find_all("td")]
+    head = soup("book/methods.html").select("table.methods-index thead th")
+    titles = [cell.get_text(strip=True) for cell in head]
+    texts = [cell.get_text(" ", strip=True) for cell in row.find_all("td")]
+    cells = dict(zip(titles, texts, strict=True))
     passes = record["passes"]
-    assert cells[2] == record["oracle"]
-    assert cells[3] == f"{passes['forward']} + {passes['backward']}"
-    assert cells[4] == str(record["state_bytes"])
+    assert cells["Oracle"] == record["oracle"]
+    assert cells["Passes (F + B)"] == f"{passes['forward']} + {passes['backward']}"
+    assert cells["State (bytes)"] == str(record["state_bytes"])
+    fields = parse_file(ROOT / "book" / "references.bib").entries[record["paper"]].fields
+    assert cells["Year"] == fields.get("year", "–")
+    if "eprint" in fields:
+        assert f"https://arxiv.org/abs/{fields['eprint']}" in links
 
 
 @pytest.mark.site

@@ -73,8 +73,8 @@ notebooks: $(ENV) ## run every chapter and compare its checked outputs
 		--nbval-current-env --nbval-cell-timeout=120 -n 2 --dist loadscope,echo "no notebooks yet"))
 
 site: $(ENV) ## check the built book: links, assets, index of methods, playground, a browser's view
-	$(call check,built book,$(BIN)/pytest tests/book/test_site.py tests/book/test_playground.py tests/book/test_rule_display.py \
-		tests/book/test_browser.py)
+	$(call check,built book,$(BIN)/pytest tests/book \
+		--ignore=tests/book/test_notebooks.py --ignore=tests/book/test_environment.py)
 
 lock: $(ENV) ## resolve requirements.lock again (ARGS=--upgrade: newest versions)
 	@$(BIN)/python -m pip install "uv>=0.5"

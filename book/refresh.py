@@ -1,16 +1,21 @@
 """Write the notebooks: take a chapter's cells from its Python source, run them, keep the outputs.
 
 ``make refresh`` runs the chapters whose notebook is missing or stale; ``ARGS=--all`` runs every
-chapter, and ``ARGS=chapters/PART/NAME.py`` that one.
+chapter, and ``ARGS=chapters/PART/NAME.py`` that one. Where only prose has changed nothing runs.
+What a run took is kept in ``book/status.json``, for the book's status page.
 """
 
 from __future__ import annotations
 
 import argparse
 import base64
+import datetime
 import hashlib
+import importlib.metadata
 import io
+import json
 import os
+import platform
 import sys
 import time
 from pathlib import Path
@@ -24,6 +29,13 @@ from PIL import Image
 
 CHAPTERS = Path(__file__).resolve().parents[1] / "chapters"
 FIGURES = Path(__file__).resolve().parent / "figures"
+STATUS = Path(__file__).resolve().parent / "status.json"
+PEAK = """\
+import resource, sys
+peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+print(peak // 2 ** (20 if sys.platform == "darwin" else 10))
+"""
+"""A cell that is run after the last one and not kept: peak memory of the kernel, in MiB."""
 
 # The same on every machine: no versions, no paths, no times.
 METADATA = {
@@ -78,12 +90,8 @@ def shrink(png: str) -> str:
     return base64.b64encode(small.getvalue()).decode()
 
 
-def refresh(source: Path) -> None:
-    """Run a chapter from its source and write its notebook.
-
-    Raises:
-        CellExecutionError: If a cell fails; the notebook is left as it was.
-    """
+def fresh(source: Path) -> NotebookNode:
+    """A chapter as a notebook that has not run."""
     notebook = read(source)
     notebook.metadata = nbformat.from_dict(METADATA)
     notebook.nbformat, notebook.nbformat_minor = 4, 5
@@ -92,6 +100,55 @@ def refresh(source: Path) -> None:
         digest = hashlib.sha256(f"{cell.cell_type}\n{cell.source}".encode()).hexdigest()[:12]
         seen[digest] = seen.get(digest, 0) + 1
         cell.id = digest if seen[digest] == 1 else f"{digest}-{seen[digest]}"
+    return notebook
+
+
+def update_prose(source: Path) -> bool:
+    """Where a notebook has run and its code is its source's, take over text and tags alone."""
+    twin = source.with_suffix(".ipynb")
+    if not twin.is_file():
+        return False
+    notebook, old = fresh(source), read(twin)
+    new_code, old_code = (
+        [c for c in each.cells if c.cell_type == "code"] for each in (notebook, old)
+    )
+    if [c.source for c in new_code] != [c.source for c in old_code]:
+        return False
+    if any(c.source.strip() and c.execution_count is None for c in old_code):
+        return False
+    for new, ran in zip(new_code, old_code, strict=True):
+        new.execution_count, new.outputs = ran.execution_count, ran.outputs
+    nbformat.write(notebook, twin)
+    return True
+
+
+def note_run(source: Path, seconds: float, peak: int) -> None:
+    """Keep what a run of one of the book's chapters took, and on what."""
+    if not source.is_relative_to(CHAPTERS):
+        return
+    status = json.loads(STATUS.read_text("utf-8")) if STATUS.is_file() else {}
+    chapter = source.relative_to(CHAPTERS).with_suffix("").as_posix()
+    packages = ("torch", "lightning", "numpy", "numba")
+    status[chapter] = {
+        "seconds": round(seconds, 1),
+        "peak_mib": peak,
+        "date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
+        "device": f"CPU, {platform.machine()}, 1 thread of {os.cpu_count()}",
+        "python": platform.python_version(),
+        "packages": {name: importlib.metadata.version(name) for name in packages},
+    }
+    STATUS.write_text(json.dumps(dict(sorted(status.items())), indent=1) + "\n", "utf-8")
+
+
+def refresh(source: Path) -> None:
+    """Run a chapter from its source and write its notebook.
+
+    Raises:
+        CellExecutionError: If a cell fails; the notebook is left as it was.
+    """
+    notebook = fresh(source)
+    notebook.cells.append(nbformat.v4.new_code_cell(PEAK))
+    start = time.perf_counter()
     NotebookClient(
         notebook,
         extra_arguments=["--log-level=ERROR"],
@@ -101,6 +158,7 @@ def refresh(source: Path) -> None:
         coalesce_streams=True,
         resources={"metadata": {"path": str(source.parent)}},
     ).execute()
+    seconds, peak = time.perf_counter() - start, notebook.cells.pop()
     for cell in notebook.cells:
         for output in cell.get("outputs", []):
             if "image/png" in output.get("data", {}):
@@ -110,6 +168,7 @@ def refresh(source: Path) -> None:
                         (FIGURES / f"{tag[7:]}.png").write_bytes(base64.b64decode(png))
     notebook.metadata = nbformat.from_dict(METADATA)  # the kernel has added its version
     nbformat.write(notebook, source.with_suffix(".ipynb"))
+    note_run(source, seconds, int(peak.outputs[0].text))
 
 
 def main() -> int:
@@ -126,6 +185,7 @@ def main() -> int:
         parser.error(f"no such chapter: {missing[0]}")
     if not arguments.chapters and not arguments.all:
         chosen = [path for path in chosen if is_stale(path)]
+        chosen = [path for path in chosen if not update_prose(path)]
     failures = 0
     for k, path in enumerate(chosen, 1):
         print(f"[{k}/{len(chosen)}] {os.path.relpath(path)} ... ", end="", flush=True)

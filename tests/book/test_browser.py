@@ -5,9 +5,12 @@ Needs Chromium (Debian and Ubuntu: apt install chromium); skipped where there is
 
 import functools
 import http.server
+import io
 import shutil
 import threading
+import zipfile
 from pathlib import Path
+from urllib.parse import urljoin
 
 import pytest
 
@@ -133,11 +136,24 @@ def test_dark_mode_toggles_and_stays(page):
 def test_a_notebook_downloads(page, tmp_path):
     page.goto("chapters/first-order/adam-and-its-repairs.html")
     page.locator(".dropdown-download-buttons > button").click()
+    tracked = ROOT / "chapters" / "first-order" / "adam-and-its-repairs.ipynb"
     with page.expect_download() as download:
         page.locator(".dropdown-download-buttons a[href$='.ipynb']").click()
     download.value.save_as(tmp_path / "chapter.ipynb")
-    tracked = ROOT / "chapters" / "first-order" / "adam-and-its-repairs.ipynb"
     assert (tmp_path / "chapter.ipynb").read_bytes() == tracked.read_bytes()
+    program = page.locator(".dropdown-download-buttons a[href$='.py']").get_attribute("href")
+    body = page.request.get(urljoin(page.url, program)).body()
+    assert body == tracked.with_suffix(".py").read_bytes()
+
+
+def test_the_whole_book_downloads_as_one_file(page, site):
+    page.goto("book/index.html")
+    link = page.locator("main a[href$='steepest-book.zip']").get_attribute("href")
+    archive = zipfile.ZipFile(io.BytesIO(page.request.get(urljoin(page.url, link)).body()))
+    names = set(archive.namelist())
+    built = {p.relative_to(HTML) for p in HTML.rglob("*") if p.is_file()}
+    assert names == {f"steepest-book/{p}" for p in built if p.name != "steepest-book.zip"}
+    assert any(name.endswith(".ipynb") for name in names)
 
 
 def test_gradient_descent_diverges_past_two_over_the_curvature_and_not_before(page):
@@ -205,3 +221,59 @@ def test_a_phone_shows_the_page_without_sideways_scrolling(page, path):
     page.goto(path)
     width = page.evaluate("document.documentElement.scrollWidth")
     assert width <= 390
+
+
+FAINT = """() => {
+  const channels = (color) => color.match(/[\\d.]+/g).map(Number);
+  const lightness = (color) => {
+    const [r, g, b] = channels(color).map((c) => {
+      const x = c / 255;
+      return x <= 0.04045 ? x / 12.92 : ((x + 0.055) / 1.055) ** 2.4;
+    });
+    return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+  };
+  const behind = (element) => {
+    for (let e = element; e; e = e.parentElement) {
+      const color = getComputedStyle(e).backgroundColor;
+      const [, , , alpha = 1] = channels(color);
+      if (alpha === 1) return color;
+    }
+    return getComputedStyle(document.body).backgroundColor;
+  };
+  const found = new Set();
+  const walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
+  while (walker.nextNode()) {
+    const element = walker.currentNode.parentElement;
+    const style = getComputedStyle(element);
+    if (!walker.currentNode.data.trim() || !element.checkVisibility({ visibilityProperty: true }))
+      continue;
+    if (element.closest("svg, script, style, noscript, mjx-assistive-mml, [disabled]")) continue;
+    const pair = [lightness(style.color), lightness(behind(element))].sort((a, b) => a - b);
+    const ratio = (pair[1] + 0.05) / (pair[0] + 0.05);
+    const size = parseFloat(style.fontSize);
+    const large = size >= 24 || (size >= 18.66 && Number(style.fontWeight) >= 700);
+    if (ratio < (large ? 3 : 4.5))
+      found.add(`${ratio.toFixed(2)} ${element.className}: ${walker.currentNode.data.trim()}`);
+  }
+  return [...found];
+}"""
+"""Texts whose contrast is below what WCAG asks at level AA."""
+
+
+@pytest.mark.parametrize("mode", ["light", "dark"])
+@pytest.mark.parametrize(
+    "path",
+    [
+        "book/index.html",
+        "book/methods.html",
+        "book/playground.html",
+        "book/api/optim.html",
+        "chapters/first-order/adam-and-its-repairs.html",
+    ],
+)
+def test_text_stands_out(page, path, mode):
+    page.emulate_media(color_scheme=mode)
+    page.goto(path)
+    page.wait_for_timeout(500)  # colors fade in
+    assert page.evaluate("document.documentElement.dataset.theme") == mode
+    assert page.evaluate(FAINT) == []

@@ -1,5 +1,6 @@
 """The notebook guard: a notebook is its source, run, and fit to be read, launched and merged."""
 
+import json
 import re
 import shutil
 import subprocess
@@ -11,7 +12,7 @@ import nbformat
 import pytest
 from nbformat import NotebookNode
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
-from refresh import CHAPTERS, METADATA, cells, is_stale, read, sources
+from refresh import CHAPTERS, METADATA, STATUS, cells, is_stale, read, sources, update_prose
 
 LIMIT = 300_000
 CHECKED = re.compile(r"^\s*#+\s*NBVAL_CHECK_OUTPUT\s*$", re.MULTILINE)
@@ -128,6 +129,13 @@ def test_notebook(path, check):
 
 def test_every_source_has_a_notebook():
     assert without_notebook(CHAPTERS) == [], "run make refresh"
+
+
+def test_status_knows_every_chapter():
+    chapters = {p.relative_to(CHAPTERS).with_suffix("").as_posix() for p in sources()}
+    status = json.loads(STATUS.read_text("utf-8"))
+    assert set(status) == chapters, "run make refresh; take out what is gone"
+    assert all(run["seconds"] > 0 and run["peak_mib"] > 100 for run in status.values())
 
 
 # The guard itself, on a chapter that is well and on what can go wrong with it.
@@ -249,6 +257,19 @@ def test_guard_misses_the_other_twin(tmp_path, sound):
 def test_guard_knows_a_path_from_a_slash(tmp_path, sound, text):
     put(sound.cells[2], **{"text/plain": text})
     assert list(of_one_machine(write(tmp_path, sound))) == []
+
+
+def test_prose_is_taken_over_without_a_run(tmp_path, sound):
+    path = write(tmp_path, sound)
+    source = path.with_suffix(".py")
+    source.write_text(SOURCE.replace("# # A chapter", "# # Another title\n#\n# And more."))
+    assert is_stale(source)
+    assert update_prose(source)
+    assert not is_stale(source)
+    assert [problem for check in CHECKS for problem in check(path)] == []
+    assert read(path).cells[1].outputs == sound.cells[1].outputs
+    source.write_text(source.read_text().replace("1 < 2", "1 < 3"))
+    assert not update_prose(source), "code has to run"
 
 
 def test_refresh_makes_what_the_guard_passes(tmp_path):

@@ -279,3 +279,35 @@ def test_hutchinson_is_exact_for_a_diagonal_hessian_and_costs_what_it_says():
     assert objective.counts["forward"] == 2 and objective.counts["backward"] == 4
     with pytest.raises(ValueError, match="whole number >= 1"):
         hutchinson(objective, 0, samples=0)
+
+
+@pytest.mark.parametrize("samples", [1, 3])
+@pytest.mark.parametrize("cls", GRADIENT)
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda f: f * math.nan, "NaN or infinite"),
+        (lambda f: f * math.inf, "NaN or infinite"),
+        (lambda f: torch.stack([f, f]), "shape"),
+        (lambda f: f.item(), "tensor"),
+    ],
+)
+def test_a_loss_that_is_none_is_refused_and_nothing_moves(cls, samples, spoil, message):
+    """At the first probe, at a later one, and where parameters were to stay at the last."""
+    for good in (0, 1, 2 * samples - 1):
+        p = torch.nn.Parameter(stream(5))
+        calls = []
+
+        def loss(p=p, calls=calls, good=good):
+            calls.append(1)
+            value = p.square().sum()
+            return value if len(calls) <= good else spoil(value)
+
+        estimator = cls(samples=samples)
+        estimator.stay = True
+        before = p.detach().clone()
+        if good >= estimator.forward:
+            continue
+        with pytest.raises((RuntimeError, TypeError, ValueError), match=message):
+            estimator(Objective(loss, [p]), 0)
+        assert torch.equal(p, before)

@@ -95,6 +95,20 @@ class GradientEstimator(ABC):
         return offsets(objective.params, objective.names)
 
 
+def check_slope(slope: float) -> None:
+    """Refuse what came of values that are NaN or infinite.
+
+    Raises:
+        RuntimeError: If the slope is not finite.
+    """
+    if not math.isfinite(slope):
+        raise RuntimeError(
+            "the loss is NaN or infinite near the parameters, which are as they were: lower the "
+            "learning rate if the loss grew, or the radius of the probes if it is fine at the "
+            "parameters themselves"
+        )
+
+
 Mask = Callable[[Sequence[Tensor]], Sequence[Tensor]]
 """Parameters -> for each a tensor of its shape, of bool: which elements to probe and train."""
 

@@ -6,7 +6,7 @@ from typing import ClassVar, final
 
 import torch
 
-from steepest.estimators._base import Mask, Projection, RandomEstimator
+from steepest.estimators._base import Mask, Projection, RandomEstimator, check_slope
 from steepest.oracles import Objective
 
 
@@ -65,5 +65,6 @@ class ForwardGradient(RandomEstimator):
             stretch = self.stretch(objective, seed, i)
             answer = objective.derivative(self.combine(objective, seed, {i: stretch}))
             slopes[i] = (answer.slope / self.samples).item() * stretch
+            check_slope(slopes[i])
             values.append(answer.value)
         return Projection(torch.stack(values).mean(), slopes)

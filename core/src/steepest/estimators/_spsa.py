@@ -8,7 +8,7 @@ from typing import ClassVar, final
 import torch
 from torch import Tensor
 
-from steepest.estimators._base import Mask, Projection, RandomEstimator
+from steepest.estimators._base import Mask, Projection, RandomEstimator, check_slope
 from steepest.oracles import Objective
 
 
@@ -44,6 +44,7 @@ class SPSA(RandomEstimator):
 
     Raises:
         ValueError: If an argument is out of its range.
+        RuntimeError: At an estimate, if a value is NaN or infinite. Parameters are as they were.
 
     Example:
         On a linear function of one variable any direction gives the slope times its square.
@@ -121,14 +122,15 @@ class SPSA(RandomEstimator):
                 raise
             finally:
                 self._return(kept, home)
-            if self.stay and i == self.samples - 1:
-                back = {i: -offset}
-            else:
-                self._shift(free, seed, {i: -offset})
             first, second = (*read, *base)
             width = self.eps if self.one_sided else 2 * self.eps
             slopes[i] = ((first - second) / (width * self.samples)).item() * stretch
             values += read
+            if self.stay and i == self.samples - 1 and math.isfinite(slopes[i]):
+                back = {i: -offset}
+            else:
+                self._shift(free, seed, {i: -offset})
+            check_slope(slopes[i])
         return Projection(base[0] if base else torch.stack(values).mean(), slopes, back)
 
     def _shift(self, pairs: list[tuple[Tensor, int]], seed: int, weights: dict[int, float]) -> None:

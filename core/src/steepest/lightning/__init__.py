@@ -15,6 +15,8 @@ from steepest.lightning._oracles import Oracles as Oracles
 from steepest.lightning._quiet import quiet as quiet
 from steepest.lightning._random_state import RandomState as RandomState
 from steepest.lightning._regressor import Regressor as Regressor
+from steepest.lightning._shared_randomness import SharedRandomness as SharedRandomness
 from steepest.lightning._surface_module import SurfaceModule as SurfaceModule
 from steepest.lightning._transformer import Transformer as Transformer
 from steepest.lightning._wikitext2 import WikiText2Data as WikiText2Data
+from steepest.lightning._zo2 import ZO2 as ZO2

@@ -1,5 +1,8 @@
 """Objectives: outputs, or points, to a loss."""
 
+from steepest.objectives._rasterizer import Raster as Raster
+from steepest.objectives._rasterizer import mesh as mesh
+from steepest.objectives._rasterizer import rasterize as rasterize
 from steepest.objectives._stablemax import stablemax_cross_entropy as stablemax_cross_entropy
 from steepest.objectives._surfaces import SURFACES as SURFACES
 from steepest.objectives._surfaces import Surface as Surface

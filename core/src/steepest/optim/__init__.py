@@ -10,6 +10,9 @@ from steepest.optim._adamw import SGDW as SGDW
 from steepest.optim._adamw import AdamW as AdamW
 from steepest.optim._averaged import Averaged as Averaged
 from steepest.optim._base import Elementwise as Elementwise
+from steepest.optim._cbo import CBO as CBO
+from steepest.optim._cbo import ConsensusHopping as ConsensusHopping
+from steepest.optim._cbo import consensus_weights as consensus_weights
 from steepest.optim._clip_norm import ClipNorm as ClipNorm
 from steepest.optim._diffgrad import DiffGrad as DiffGrad
 from steepest.optim._dog import DoG as DoG
@@ -37,6 +40,8 @@ from steepest.optim._perp_grad import PerpGrad as PerpGrad
 from steepest.optim._sam import SAM as SAM
 from steepest.optim._sania import SANIA as SANIA
 from steepest.optim._smb import SMB as SMB
+from steepest.optim._snes import SNES as SNES
+from steepest.optim._snes import rank_utilities as rank_utilities
 from steepest.optim._triple_momentum import TripleMomentum as TripleMomentum
 from steepest.optim._triple_momentum import tuned_momenta as tuned_momenta
 from steepest.optim._udog import UDoG as UDoG

@@ -61,6 +61,13 @@ CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "warm": (lambda value: isinstance(value, int) and value >= 1, "a whole number >= 1"),
     "f_star": (lambda value: math.isfinite(float(value)), "a finite number"),
     "max_norm": (lambda value: float(value) > 0.0, "a number > 0, or infinity"),
+    "drift": (_finite(0.0), "a finite number >= 0"),
+    "diffusion": (lambda value: value is None or _finite(0.0)(value), "a finite number >= 0"),
+    "width": (_finite(0.0), "a finite number >= 0"),
+    "sigma0": (_finite(0.0, strict=True), "a finite number > 0"),
+    "sigma_lr": (lambda value: value is None or _finite(0.0)(value), "a finite number >= 0"),
+    "clip": (lambda value: value is None or float(value) > 0.0, "a number > 0, or None"),
+    "population": (lambda value: isinstance(value, int) and value >= 2, "a whole number >= 2"),
 }
 
 

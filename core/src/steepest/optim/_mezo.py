@@ -55,6 +55,10 @@ class MeZO(OracleDriven):
         kind: ``gaussian``, ``rademacher`` or ``sphere`` directions.
         mask: Which elements to probe and train, as a function of the parameters; all by default.
             Decay, too, acts on those only.
+        clip: Bound :math:`C` on each directional derivative :math:`n w_i`, which is cut to
+            :math:`[-C, C]` before it is averaged; none by default. A step is then no longer than
+            :math:`\eta C` times its direction, whatever an outlier in the batch does.
+            :cite:t:`shang2025finetuning` take 100 for language models.
         seed: Seed of the directions.
         maximize: Ascend.
 
@@ -95,13 +99,15 @@ class MeZO(OracleDriven):
         kind: str = "gaussian",
         *,
         mask: Mask | None = None,
+        clip: float | None = None,
         seed: int = 0,
         maximize: bool = False,
     ) -> None:
-        check_hyperparameters("MeZO", {"seed": seed})
+        check_hyperparameters("MeZO", {"seed": seed, "clip": clip})
         self.estimator = SPSA(eps, samples, kind, mask=mask, in_place=True)
         super().__init__(params, {"lr": lr, "weight_decay": weight_decay, "maximize": maximize})
         self.seed = seed
+        self.clip = clip
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group, as ``torch.optim``; a bad one changes nothing."""
@@ -115,6 +121,10 @@ class MeZO(OracleDriven):
         """
         self.estimator.stay = self._at_once
         projection = self.estimator.project(objective, self.draw())
+        if self.clip is not None:
+            bound = self.clip / self.estimator.samples
+            for i, w in projection.weights.items():
+                projection.weights[i] = max(-bound, min(bound, w))
         return Answer(objective, projection.value, None, projection)
 
     @torch.no_grad()
@@ -156,4 +166,4 @@ class MeZO(OracleDriven):
             self.estimator.accumulate_([p.detach() for p in params], self.draw(), weights, at)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "estimator": self.estimator}
+        return {**super().__getstate__(), "estimator": self.estimator, "clip": self.clip}

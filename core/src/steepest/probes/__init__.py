@@ -13,6 +13,10 @@ from steepest.probes._norm_test import GradientMoments as GradientMoments
 from steepest.probes._norm_test import NormTest as NormTest
 from steepest.probes._norm_test import coordinate_norm_test as coordinate_norm_test
 from steepest.probes._norm_test import norm_test as norm_test
+from steepest.probes._snr_pruning import Ticket as Ticket
+from steepest.probes._snr_pruning import prune_lowest as prune_lowest
+from steepest.probes._snr_pruning import signal_to_noise as signal_to_noise
+from steepest.probes._snr_pruning import snr_pruning as snr_pruning
 from steepest.probes._stability import Stability as Stability
 from steepest.probes._stability import instability_index as instability_index
 from steepest.probes._stability import stability as stability

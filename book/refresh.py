@@ -30,12 +30,13 @@ from PIL import Image
 CHAPTERS = Path(__file__).resolve().parents[1] / "chapters"
 FIGURES = Path(__file__).resolve().parent / "figures"
 STATUS = Path(__file__).resolve().parent / "status.json"
-PEAK = """\
-import resource, sys
-peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-print(peak // 2 ** (20 if sys.platform == "darwin" else 10))
+USAGE = """\
+import json, resource, sys
+used = resource.getrusage(resource.RUSAGE_SELF)
+scale = 2**20 if sys.platform == "darwin" else 2**10
+print(json.dumps([used.ru_utime + used.ru_stime, used.ru_maxrss // scale]))
 """
-"""A cell that is run after the last one and not kept: peak memory of the kernel, in MiB."""
+"""A cell that is run after the last one and not kept: seconds of CPU, and peak memory in MiB."""
 
 # The same on every machine: no versions, no paths, no times.
 METADATA = {
@@ -147,8 +148,7 @@ def refresh(source: Path) -> None:
         CellExecutionError: If a cell fails; the notebook is left as it was.
     """
     notebook = fresh(source)
-    notebook.cells.append(nbformat.v4.new_code_cell(PEAK))
-    start = time.perf_counter()
+    notebook.cells.append(nbformat.v4.new_code_cell(USAGE))
     NotebookClient(
         notebook,
         extra_arguments=["--log-level=ERROR"],
@@ -158,7 +158,7 @@ def refresh(source: Path) -> None:
         coalesce_streams=True,
         resources={"metadata": {"path": str(source.parent)}},
     ).execute()
-    seconds, peak = time.perf_counter() - start, notebook.cells.pop()
+    usage = notebook.cells.pop().outputs[0].text
     for cell in notebook.cells:
         for output in cell.get("outputs", []):
             if "image/png" in output.get("data", {}):
@@ -168,7 +168,7 @@ def refresh(source: Path) -> None:
                         (FIGURES / f"{tag[7:]}.png").write_bytes(base64.b64decode(png))
     notebook.metadata = nbformat.from_dict(METADATA)  # the kernel has added its version
     nbformat.write(notebook, source.with_suffix(".ipynb"))
-    note_run(source, seconds, int(peak.outputs[0].text))
+    note_run(source, *json.loads(usage))
 
 
 def main() -> int:

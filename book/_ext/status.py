@@ -10,7 +10,7 @@ from docutils import nodes
 from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
 
-HEAD = ("Chapter", "Run (s)", "Peak memory (MiB)", "Last run", "Python", "torch", "Lightning")
+HEAD = ("Chapter", "CPU time (s)", "Peak memory (MiB)", "Last run", "Python", "torch", "Lightning")
 
 
 def row(chapter: str, run: dict[str, Any]) -> list[str]:
@@ -39,7 +39,8 @@ class Status(SphinxDirective):
         lines += [row(chapter, run) for chapter, run in status.items()]
         total = sum(run["seconds"] for run in status.values())
         devices = sorted({run["device"] for run in status.values()})
-        text = f"{len(status)} chapters, {total / 60:.0f} minutes. Device: {'; '.join(devices)}."
+        text = f"{len(status)} chapters, {total / 60:.0f} minutes of CPU time in all. "
+        text += f"Device: {'; '.join(devices)}."
         rows = "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
         found = self.parse_text_to_nodes(f"{text}\n\n{rows}")
         for table in (t for node in found for t in node.findall(nodes.table)):

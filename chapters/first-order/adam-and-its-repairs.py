@@ -23,12 +23,24 @@
 #
 # After this chapter you can say what each symbol in an Adam step does to your training, choose a weight decay that means the same at every learning rate, recognize a run that is starved by $\epsilon$, and use all five in a Lightning project. You need to know what a gradient is; notation is on the [part's first page](../../book/parts/first-order.md).
 
+# %% tags=["remove-cell"]
+# Where the book's plotting module is. On Colab, first fetch the book and install its package.
+import os
+import sys
+
+if "google.colab" in sys.modules:
+    os.system("git clone -q --depth 1 https://github.com/steepest-ml/steepest")
+    os.system("pip install -q './steepest/core[cpu]'")
+    os.chdir("steepest/chapters/first-order")
+sys.path.append("../../book")
+
 # %%
 import math
 from functools import partial
 
 import matplotlib.pyplot as plt
 import torch
+from plotting import BLUE, GRAY, GREEN, PINK, RED, SKY, set_style
 from torch.nn import functional as F
 
 from steepest.kernels import RULES
@@ -36,16 +48,14 @@ from steepest.lightning import Classifier, DigitsData
 from steepest.objectives import ravine
 from steepest.optim import Adam, AdamAtan2, AdaMax, AdamW, OptAMSGrad
 
-plt.rcParams.update(
-    {"figure.dpi": 90, "figure.constrained_layout.use": True, "font.size": 9}
-)
+set_style()
 COLORS = {
-    "SGD": "#777777",
-    "Adam": "#0072B2",
-    "AdaMax": "#56B4E9",
-    "AdamW": "#009E73",
-    "Adam-atan2": "#D55E00",
-    "OptAMSGrad": "#CC79A7",
+    "SGD": GRAY,
+    "Adam": BLUE,
+    "AdaMax": SKY,
+    "AdamW": GREEN,
+    "Adam-atan2": RED,
+    "OptAMSGrad": PINK,
 }
 
 
@@ -263,8 +273,8 @@ shrinking = {
 # %% tags=["hide-input"]
 fig, axes = plt.subplots(1, 2, figsize=(7.6, 2.6), sharey=True)
 for ax, (name, path) in zip(axes, shrinking.items()):
-    ax.plot(path[:, 0], color="#D55E00", label="loud weight (gradient noise 10)")
-    ax.plot(path[:, 1], color="#0072B2", label="quiet weight (gradient noise 0.1)")
+    ax.plot(path[:, 0], color=RED, label="loud weight (gradient noise 10)")
+    ax.plot(path[:, 1], color=BLUE, label="quiet weight (gradient noise 0.1)")
     ax.set(title=name, xlabel="step")
 axes[0].set_ylabel("mean weight")
 axes[0].legend()
@@ -573,6 +583,15 @@ print("every one of the five reaches 93 % in ten epochs: True")
 # | gradients of bounded size, without outliers | {py:class}`~steepest.optim.AdaMax` | 8 |
 # | predictable gradients | {py:class}`~steepest.optim.OptAMSGrad` | 20 |
 # | a published recipe with L2 to reproduce | {py:class}`~steepest.optim.Adam` | 8 |
+#
+# ## Race them
+#
+# In the book, the rules from above run here, in your browser: drag the start, move the rates, add noise. (A notebook shows the request only; the [playground](../../book/playground.md) has all optimizers.) Turn the ravine and every method that scales coordinates by themselves loses its advantage over gradient descent; raise a rate and see which step stays bounded.
+#
+# ```{playground}
+# :surface: ravine, turned by 45°
+# :optimizers: gradient descent, Adam, AdaMax, AdamW, AdamAtan2
+# ```
 #
 # ## Exercises
 #

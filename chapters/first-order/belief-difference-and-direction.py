@@ -22,6 +22,17 @@
 #
 # After this chapter you can predict by what factor AdaBelief's steps differ from Adam's on your data, tell a method's idea from a change of learning rate in disguise, and choose between the four and their plain rivals. Each is held against a baseline that its paper leaves out, and not every claim survives. You need [Adam](adam-and-its-repairs.ipynb).
 
+# %% tags=["remove-cell"]
+# Where the book's plotting module is. On Colab, first fetch the book and install its package.
+import os
+import sys
+
+if "google.colab" in sys.modules:
+    os.system("git clone -q --depth 1 https://github.com/steepest-ml/steepest")
+    os.system("pip install -q './steepest/core[cpu]'")
+    os.chdir("steepest/chapters/first-order")
+sys.path.append("../../book")
+
 # %%
 import inspect
 import math
@@ -29,24 +40,23 @@ from functools import partial
 
 import matplotlib.pyplot as plt
 import torch
+from plotting import BLUE, GRAY, GREEN, ORANGE, PINK, RED, SKY, set_style
 from torch.nn import functional as F
 
 from steepest.kernels import RULES
 from steepest.lightning import Classifier, DigitsData
 from steepest.optim import AdaBelief, Adam, DiffGrad, Grams, Gravity
 
-plt.rcParams.update(
-    {"figure.dpi": 90, "figure.constrained_layout.use": True, "font.size": 9}
-)
+set_style()
 COLORS = {
-    "SGD": "#777777",
-    "Adam": "#0072B2",
-    "Adam, half the rate": "#56B4E9",
-    "AdaBelief": "#D55E00",
-    "diffGrad": "#009E73",
-    "Grams": "#CC79A7",
-    "cautious": "#E69F00",
-    "Gravity": "#D55E00",
+    "SGD": GRAY,
+    "Adam": BLUE,
+    "Adam, half the rate": SKY,
+    "AdaBelief": RED,
+    "diffGrad": GREEN,
+    "Grams": PINK,
+    "cautious": ORANGE,
+    "Gravity": RED,
 }
 
 # %% [markdown]
@@ -589,9 +599,9 @@ def responses(g):
 # %% tags=["hide-input"]
 fig, axes = plt.subplots(1, 2, figsize=(8, 2.9))
 for largest, color in (
-    (0.7, "#56B4E9"),
-    (1.0, "#0072B2"),
-    (2.0, "#D55E00"),
+    (0.7, SKY),
+    (1.0, BLUE),
+    (2.0, RED),
     (4.0, "k"),
 ):
     g = torch.linspace(-largest, largest, 801, dtype=torch.float64)
@@ -601,7 +611,7 @@ axes[0].set(
     xlabel="gradient of an element", ylabel=r"response $\zeta$", xlim=(-4, 4)
 )
 axes[0].legend(fontsize=8)
-for k, (kind, color) in enumerate((("clean", "#999999"), ("spiked", "#D55E00"))):
+for k, (kind, color) in enumerate((("clean", "#999999"), ("spiked", RED))):
     bars = axes[1].bar(
         [i + 0.4 * k - 0.2 for i in range(4)],
         [100 * scores[name, kind] for name in entrants],
@@ -685,6 +695,15 @@ print("every one of the four reaches 93 % in ten epochs: True")
 
 # %% [markdown]
 # It is one seed, and not a ranking. The learning rates follow from the chapter: twice Adam's for diffGrad, whose friction is 1/2; more than Adam's for Grams at batch 32; about 1 for Gravity, which has SGD's unit and no momentum's amplification.
+#
+# ## Race them
+#
+# In the book, the rules from above run here, in your browser: drag the start, move the rates, add noise. (A notebook shows the request only; the [playground](../../book/playground.md) has all optimizers.) All four have the same memory of gradients and differ in what they divide by, or where they take the sign from.
+#
+# ```{playground}
+# :surface: rosenbrock
+# :optimizers: Adam, AdaBelief, DiffGrad, Grams
+# ```
 #
 # ## Exercises
 #

@@ -24,6 +24,17 @@
 #
 # After this chapter you can read a filter's frequency response, tell a network that cannot learn from one whose gradient has been rounded away, stack filters around any optimizer, and say what each of them costs. You need gradient descent, momentum and [Adam](adam-and-its-repairs.ipynb).
 
+# %% tags=["remove-cell"]
+# Where the book's plotting module is. On Colab, first fetch the book and install its package.
+import os
+import sys
+
+if "google.colab" in sys.modules:
+    os.system("git clone -q --depth 1 https://github.com/steepest-ml/steepest")
+    os.system("pip install -q './steepest/core[cpu]'")
+    os.chdir("steepest/chapters/first-order")
+sys.path.append("../../book")
+
 # %%
 import inspect
 import math
@@ -33,6 +44,7 @@ from functools import partial
 
 import matplotlib.pyplot as plt
 import torch
+from plotting import BLUE, GRAY, GREEN, RED, set_style
 from torch.nn import functional as F
 
 from steepest.kernels import RULES
@@ -40,10 +52,7 @@ from steepest.lightning import DigitsData
 from steepest.objectives import stablemax_cross_entropy, vanishing_penalty
 from steepest.optim import AdamW, ClipNorm, GradientNoise, Grokfast, PerpGrad
 
-plt.rcParams.update(
-    {"figure.dpi": 90, "figure.constrained_layout.use": True, "font.size": 9}
-)
-BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#777777"
+set_style()
 
 
 def show(function):
@@ -129,12 +138,12 @@ filters = {
     r"Grokfast, MA, $\lambda=5$, 100 steps": (
         lambda ps: Grokfast(unit_rate(ps), kind="ma", lamb=5.0),
         ma,
-        ORANGE,
+        RED,
     ),
     r"momentum, $\mu=0.9$": (
         lambda ps: unit_rate(ps, momentum=0.9),
         momentum,
-        GREY,
+        GRAY,
     ),
 }
 measured = {name: gains(make, dots) for name, (make, *_) in filters.items()}
@@ -226,7 +235,7 @@ def wait(make, seed):
 sgd = torch.optim.SGD
 adamw = partial(AdamW, betas=(0.9, 0.98), weight_decay=3.0)
 contenders = {
-    "SGD": (partial(sgd, weight_decay=1e-4), [30, 60, 90, 130], GREY, "o-"),
+    "SGD": (partial(sgd, weight_decay=1e-4), [30, 60, 90, 130], GRAY, "o-"),
     "SGD + Grokfast": (
         lambda ps, lr: Grokfast(
             sgd(ps, lr=lr, weight_decay=5e-4), lamb=5.0, beta=0.9
@@ -241,7 +250,7 @@ contenders = {
         GREEN,
         "^-",
     ),
-    "AdamW": (adamw, [0.005, 0.01, 0.02, 0.04], GREY, "o--"),
+    "AdamW": (adamw, [0.005, 0.01, 0.02, 0.04], GRAY, "o--"),
     "AdamW + Grokfast": (
         lambda ps, lr: Grokfast(adamw(ps, lr=lr)),
         [0.005, 0.01, 0.02, 0.04],
@@ -351,7 +360,7 @@ plain = partial(AdamW, lr=0.01, betas=(0.9, 0.98), weight_decay=0.0)
 entropy = partial(F.cross_entropy, reduction="none")
 stable = partial(stablemax_cross_entropy, reduction="none")
 runs = {
-    "cross-entropy": (plain, entropy, 900, GREY, "-"),
+    "cross-entropy": (plain, entropy, 900, GRAY, "-"),
     "cross-entropy, weight decay 10": (
         partial(plain, weight_decay=10.0),
         entropy,
@@ -359,7 +368,7 @@ runs = {
         GREEN,
         "--",
     ),
-    "StableMax": (plain, stable, 650, ORANGE, "-."),
+    "StableMax": (plain, stable, 650, RED, "-."),
     "perpGrad": (lambda ps: PerpGrad(plain(ps)), entropy, 250, BLUE, "-"),
 }
 histories = {
@@ -373,7 +382,7 @@ for name, push in pushes.items():
     axes[0].plot(
         margins,
         push.clamp(min=1e-12),
-        color={"softmax": GREY, "StableMax": ORANGE}[name],
+        color={"softmax": GRAY, "StableMax": RED}[name],
         label=name,
     )
 axes[0].set(
@@ -483,10 +492,10 @@ def classify(eta, gamma, start, steps=450, seed=0):
 
 
 settings = {
-    "zeros": (0.0, 0.55, "zeros", GREY, "-"),
-    "zeros, noise that stays": (0.3, 0.0, "zeros", ORANGE, "-"),
+    "zeros": (0.0, 0.55, "zeros", GRAY, "-"),
+    "zeros, noise that stays": (0.3, 0.0, "zeros", RED, "-"),
     "zeros, noise that fades": (0.3, 0.55, "zeros", BLUE, "-"),
-    "He": (0.0, 0.55, "he", GREY, "--"),
+    "He": (0.0, 0.55, "he", GRAY, "--"),
     "He, noise that fades": (0.3, 0.55, "he", BLUE, "--"),
 }
 traces = {
@@ -562,7 +571,7 @@ grid = unit(*torch.meshgrid(ws.double(), bs.double(), indexing="xy"))
 fig, axes = plt.subplots(1, 2, figsize=(8.4, 3.2), width_ratios=[1.2, 1])
 shades = axes[0].contourf(ws, bs, grid, levels=24, cmap="Greys", vmax=0.7)
 fig.colorbar(shades, ax=axes[0], label="loss", ticks=[0, 0.2, 0.4])
-for (name, path), color, marker in zip(paths.items(), (ORANGE, BLUE), "os"):
+for (name, path), color, marker in zip(paths.items(), (RED, BLUE), "os"):
     axes[0].plot(*path.T, "-", marker=marker, ms=3, lw=1, color=color, label=name)
     axes[1].semilogy(
         path.diff(dim=0).norm(dim=1), "-", marker=marker, ms=3, color=color
@@ -677,8 +686,8 @@ def remember(lamb, tau, rates, first_w=shrunk, steps=160, seeds=3, length=20):
 
 
 trials = {
-    "clipping": (0.0, 1.0, [0.05, 0.3, 1.0], GREY, "-"),
-    "penalty": (2.0, math.inf, [0.01, 0.02, 0.05], ORANGE, "-."),
+    "clipping": (0.0, 1.0, [0.05, 0.3, 1.0], GRAY, "-"),
+    "penalty": (2.0, math.inf, [0.01, 0.02, 0.05], RED, "-."),
     "both": (2.0, 1.0, [0.02, 0.05, 0.1], BLUE, "-"),
 }
 memory = {
@@ -692,9 +701,9 @@ fig, axes = plt.subplots(1, 2, figsize=(8.4, 2.9))
 steps_back = range(1, 21)
 start, end_ = memory["both"][1]
 pick = int(late["both"].argmax())
-axes[0].semilogy(steps_back, (start / start[-1])[:, pick], color=GREY, lw=1)
+axes[0].semilogy(steps_back, (start / start[-1])[:, pick], color=GRAY, lw=1)
 axes[0].semilogy(steps_back, (end_ / end_[-1])[:, pick], color=BLUE, lw=1)
-axes[0].plot([], [], color=GREY, label="before training")
+axes[0].plot([], [], color=GRAY, label="before training")
 axes[0].plot([], [], color=BLUE, label="after, clipping and penalty")
 axes[0].set(
     xlabel="time $k$ in the sequence",

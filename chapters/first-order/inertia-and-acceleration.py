@@ -28,11 +28,23 @@
 #
 # After this chapter you can choose momentum coefficients from two curvatures, say why a tuned heavy ball may go in circles for ever, train with curvature-aware friction at the price of AdamW, and make any optimizer look ahead, which repairs late gradients. You need gradients and the idea of [Adam](adam-and-its-repairs.ipynb).
 
+# %% tags=["remove-cell"]
+# Where the book's plotting module is. On Colab, first fetch the book and install its package.
+import os
+import sys
+
+if "google.colab" in sys.modules:
+    os.system("git clone -q --depth 1 https://github.com/steepest-ml/steepest")
+    os.system("pip install -q './steepest/core[cpu]'")
+    os.chdir("steepest/chapters/first-order")
+sys.path.append("../../book")
+
 # %%
 import inspect
 
 import matplotlib.pyplot as plt
 import torch
+from plotting import BLUE, GRAY, GREEN, PINK, RED, set_style
 from sklearn.datasets import load_breast_cancer
 from torch.nn import functional as F
 
@@ -47,17 +59,15 @@ from steepest.optim import (
     tuned_momenta,
 )
 
-plt.rcParams.update(
-    {"figure.dpi": 90, "figure.constrained_layout.use": True, "font.size": 9}
-)
+set_style()
 COLORS = {
-    "heavy-ball": "#777777",
-    "nesterov": "#0072B2",
-    "triple": "#D55E00",
-    "AdamW": "#0072B2",
-    "INNA": "#009E73",
-    "INNAprop": "#009E73",
-    "XGrad": "#CC79A7",
+    "heavy-ball": GRAY,
+    "nesterov": BLUE,
+    "triple": RED,
+    "AdamW": BLUE,
+    "INNA": GREEN,
+    "INNAprop": GREEN,
+    "XGrad": PINK,
 }
 KINDS = ("heavy-ball", "nesterov", "triple")
 
@@ -638,6 +648,15 @@ print(
 # | a quadratic, exactly | the same with `tuned_momenta(L, mu, "heavy-ball")` | 4 |
 # | a network, and steps that are dear | {py:class}`~steepest.optim.INNAprop` | 8 |
 # | gradients that arrive late | {py:class}`~steepest.optim.XGrad` around your optimizer | 4 more |
+#
+# ## Race them
+#
+# In the book, the rules from above run here, in your browser: drag the start, move the rates, add noise. (A notebook shows the request only; the [playground](../../book/playground.md) has all optimizers.) All but the first remember where they came from. Turn up the noise, or move the start, and see what memory does.
+#
+# ```{playground}
+# :surface: ravine
+# :optimizers: gradient descent, momentum, TripleMomentum, INNA, INNAprop
+# ```
 #
 # ## Exercises
 #

@@ -24,6 +24,17 @@
 #
 # After this chapter you can measure which coordinates of a gradient are signal, scale a training recipe to a larger batch without losing accuracy, train without any stochastic gradient at all, and say why a network that has fitted its data stops learning, and how to keep it from that.
 
+# %% tags=["remove-cell"]
+# Where the book's plotting module is. On Colab, first fetch the book and install its package.
+import os
+import sys
+
+if "google.colab" in sys.modules:
+    os.system("git clone -q --depth 1 https://github.com/steepest-ml/steepest")
+    os.system("pip install -q './steepest/core[cpu]'")
+    os.chdir("steepest/chapters/first-order")
+sys.path.append("../../book")
+
 # %%
 import inspect
 import math
@@ -32,6 +43,7 @@ from functools import partial
 
 import matplotlib.pyplot as plt
 import torch
+from plotting import BLUE, GRAY, ORANGE, RED, SKY, set_style
 from torch import nn
 from torch.nn import functional as F
 
@@ -39,10 +51,7 @@ from steepest.lightning import DigitsData
 from steepest.nn import GhostBatchNorm
 from steepest.optim import LAWN, VRGD, Adam, AdamW, GradientPenalty
 
-plt.rcParams.update(
-    {"figure.dpi": 90, "figure.constrained_layout.use": True, "font.size": 9}
-)
-GRAY, BLUE, GREEN, ORANGE = "#777777", "#0072B2", "#009E73", "#D55E00"
+set_style()
 
 data = DigitsData()
 data.setup()
@@ -206,7 +215,7 @@ for name, value in score.items():
 
 # %% tags=["hide-input"]
 fig, axes = plt.subplots(1, 2, figsize=(8, 2.9), width_ratios=(1.2, 1))
-colors = [GRAY, ORANGE, "#E69F00", "#56B4E9", BLUE]
+colors = [GRAY, RED, ORANGE, SKY, BLUE]
 for i, runs in enumerate(found.values()):
     values = [100 * acc for acc, _ in runs]
     axes[0].plot(values, [i] * len(values), "o", color=colors[i], alpha=0.5, ms=5)
@@ -217,7 +226,7 @@ axes[0].set(xlabel="test accuracy, %; the bar is the mean")
 updates = torch.arange(1, many + 1)
 for name, color in (
     ("small batch", GRAY),
-    ("large batch", ORANGE),
+    ("large batch", RED),
     ("+ regime", BLUE),
 ):
     path = found[name][0][1]
@@ -303,7 +312,7 @@ fits = {kind: [fit(kind, seed) for seed in range(2)] for kind in kinds}
 # %% tags=["hide-input"]
 fig, axes = plt.subplots(1, 2, figsize=(8, 2.2), sharey=True)
 for i, kind in enumerate(kinds):
-    color = (GRAY, ORANGE, BLUE)[i]
+    color = (GRAY, RED, BLUE)[i]
     for ax, j, unit in ((axes[0], 0, 100), (axes[1], 1, 1)):
         values = [unit * result[j] for result in fits[kind]]
         ax.plot(values, [i] * len(values), "o", color=color, alpha=0.5, ms=6)

@@ -21,6 +21,17 @@
 #
 # After this chapter you can say what a step of each costs in passes and memory, use all three in a plain loop, give them to a Lightning project without touching its module, and write a method that asks a question of your own. You need [the chapter on oracles](oracles), which explains the questions.
 
+# %% tags=["remove-cell"]
+# Where the book's plotting module is. On Colab, first fetch the book and install its package.
+import os
+import sys
+
+if "google.colab" in sys.modules:
+    os.system("git clone -q --depth 1 https://github.com/steepest-ml/steepest")
+    os.system("pip install -q './steepest/core[cpu]'")
+    os.chdir("steepest/chapters/start")
+sys.path.append("../../book")
+
 # %%
 import copy
 import inspect
@@ -34,6 +45,7 @@ from itertools import pairwise
 
 import matplotlib.pyplot as plt
 import torch
+from plotting import BLUE, GRAY, PINK, RED, SKY, set_style
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -53,16 +65,14 @@ from steepest.optim import (
 )
 from steepest.oracles import Objective
 
-plt.rcParams.update(
-    {"figure.dpi": 90, "figure.constrained_layout.use": True, "font.size": 9}
-)
+set_style()
 COLORS = {
-    "SGD": "#777777",
-    "Adam": "#56B4E9",
-    "AdamW": "#777777",
-    "MeZO": "#0072B2",
-    "SAM": "#D55E00",
-    "AdaHessian": "#CC79A7",
+    "SGD": GRAY,
+    "Adam": SKY,
+    "AdamW": GRAY,
+    "MeZO": BLUE,
+    "SAM": RED,
+    "AdaHessian": PINK,
 }
 
 
@@ -269,9 +279,9 @@ for k in range(81):
 # %% tags=["hide-input"]
 fig, axes = plt.subplots(1, 2, figsize=(8, 2.8))
 styles = {
-    (5, 100): ("#56B4E9", "rank 5, d = 100"),
-    (5, 20_000): ("#0072B2", "rank 5, d = 20,000"),
-    (100, 100): ("#D55E00", "rank 100, d = 100"),
+    (5, 100): (SKY, "rank 5, d = 100"),
+    (5, 20_000): (BLUE, "rank 5, d = 20,000"),
+    (100, 100): (RED, "rank 100, d = 100"),
 }
 for case, (color, label) in styles.items():
     for k, losses in enumerate(falls[case]):

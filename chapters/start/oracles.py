@@ -26,6 +26,17 @@
 #
 # After this chapter you can ask all six questions of a model of your own, say what each costs in time and in memory, guess a gradient from forward passes alone and know how wrong the guess is, and drive any optimizer with it, in a plain loop and in Lightning. You need to know what a gradient is.
 
+# %% tags=["remove-cell"]
+# Where the book's plotting module is. On Colab, first fetch the book and install its package.
+import os
+import sys
+
+if "google.colab" in sys.modules:
+    os.system("git clone -q --depth 1 https://github.com/steepest-ml/steepest")
+    os.system("pip install -q './steepest/core[cpu]'")
+    os.chdir("steepest/chapters/start")
+sys.path.append("../../book")
+
 # %%
 import math
 import statistics
@@ -37,6 +48,7 @@ from itertools import pairwise, product
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
+from plotting import BLUE, GRAY, GREEN, PINK, RED, SKY, set_style
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -46,16 +58,14 @@ from steepest.lightning import DigitsData
 from steepest.optim import AdamW, Estimated, OptAMSGrad
 from steepest.oracles import Composite, Objective
 
-plt.rcParams.update(
-    {"figure.dpi": 90, "figure.constrained_layout.use": True, "font.size": 9}
-)
+set_style()
 COLORS = {
-    "value": "#777777",
-    "rank": "#56B4E9",
-    "derivative": "#0072B2",
-    "gradient": "#D55E00",
-    "hvp": "#CC79A7",
-    "per sample": "#009E73",
+    "value": GRAY,
+    "rank": SKY,
+    "derivative": BLUE,
+    "gradient": RED,
+    "hvp": PINK,
+    "per sample": GREEN,
 }
 
 
@@ -336,7 +346,7 @@ for kind, copy in deep.items():
 
 # %% tags=["hide-input"]
 fig, axes = plt.subplots(1, 3, figsize=(8, 2.8))
-tint = {"SPSA": "#0072B2", "forward gradient": "#D55E00"}
+tint = {"SPSA": BLUE, "forward gradient": RED}
 law = [math.sqrt((d + 1) / n) for n in counts]
 axes[0].loglog(counts, law, "k--", lw=1, label=r"$\sqrt{(d+1)/n}$")
 axes[1].semilogx(
@@ -356,7 +366,7 @@ axes[0].set(
 axes[1].set(title="cosine with the gradient", xlabel="directions $n$", ylim=(0, 1))
 axes[0].legend(handles=axes[0].lines[:1], loc="lower left")
 axes[1].legend(loc="upper left")
-for kind, color in ((torch.float32, "#009E73"), (torch.float64, "#CC79A7")):
+for kind, color in ((torch.float32, GREEN), (torch.float64, PINK)):
     axes[2].loglog(
         radii,
         [max(o, 1e-12) for o in off[kind]],
@@ -443,7 +453,7 @@ for ax, (title, answer), color in zip(
         "100 products": signs[100],
         "1 product, equal signs": same,
     }.items(),
-    ("#56B4E9", "#0072B2", "#D55E00"),
+    (SKY, BLUE, RED),
 ):
     ax.plot(true, true, "k", lw=0.8)
     ax.plot(true, answer, ".", ms=3, color=color)
@@ -514,7 +524,7 @@ backprop = race(rivals["AdamW"], 1000)
 
 # %% tags=["hide-input"]
 fig, ax = plt.subplots(figsize=(6, 2.9))
-shades = {"SGD": "#777777", "AdamW": "#009E73", "OptAMSGrad": "#CC79A7"}
+shades = {"SGD": GRAY, "AdamW": GREEN, "OptAMSGrad": PINK}
 for name, (cost, loss) in runs.items():
     ax.loglog(cost, loss, color=shades[name], lw=1, label=f"{name}, estimated")
 ax.loglog(*backprop, "k--", label="AdamW, exact gradient")

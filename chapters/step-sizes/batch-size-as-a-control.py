@@ -20,6 +20,17 @@
 #
 # After this chapter you can read off a batch whether it is too small, let a Lightning run enlarge its own batches and resume it in the middle of an epoch, and say how far a learning rate may grow with the batch size before growth stops. You need gradients, variances and, for the second half, eigenvalues.
 
+# %% tags=["remove-cell"]
+# Where the book's plotting module is. On Colab, first fetch the book and install its package.
+import os
+import sys
+
+if "google.colab" in sys.modules:
+    os.system("git clone -q --depth 1 https://github.com/steepest-ml/steepest")
+    os.system("pip install -q './steepest/core[cpu]'")
+    os.chdir("steepest/chapters/step-sizes")
+sys.path.append("../../book")
+
 # %%
 import inspect
 import math
@@ -27,6 +38,7 @@ import re
 
 import matplotlib.pyplot as plt
 import torch
+from plotting import BLUE, GRAY, GREEN, RED, set_style
 from torch.nn import functional as F
 
 from steepest.lightning import AdaptiveBatchSize, Classifier, DigitsData
@@ -41,14 +53,12 @@ from steepest.probes import (
     norm_test,
 )
 
-plt.rcParams.update(
-    {"figure.dpi": 90, "figure.constrained_layout.use": True, "font.size": 9}
-)
+set_style()
 COLORS = {
-    "constant 8": "#777777",
-    "constant 512": "#0072B2",
-    "doubling": "#009E73",
-    "norm test": "#D55E00",
+    "constant 8": GRAY,
+    "constant 512": BLUE,
+    "doubling": GREEN,
+    "norm test": RED,
 }
 
 
@@ -133,7 +143,7 @@ def adaptive(rows, size, seen, eta=0.5):
 w, trace = train(adaptive, 0.1, seed=1, watch=True)
 constant, flat = train(lambda *_: 8, 0.1, seed=1, epochs=1)
 
-# %% tags=["figure-growth", "hide-input"]
+# %% tags=["hide-input"]
 exact = sample_gradients(torch.zeros(dimension, dtype=torch.float64))
 fig, axes = plt.subplots(1, 2, figsize=(8, 2.8))
 axes[0].semilogy(
@@ -204,7 +214,7 @@ for _ in range(20):  # Newton's method, for the lowest loss there is
     hessian = (inputs * (p * (1 - p))[:, None]).T @ inputs / samples
     best -= torch.linalg.solve(hessian, inputs.T @ (p - labels) / samples)
 
-# %% tags=["figure-policies", "hide-input"]
+# %% tags=["hide-input"]
 fig, axes = plt.subplots(1, 2, figsize=(8, 2.9), sharey=True)
 for name, color in COLORS.items():
     for k, (_, path) in enumerate(runs[name]):
@@ -351,13 +361,13 @@ intercept, a = (
     torch.linalg.lstsq(design, tops.mean(1)[:, None]).solution[:, 0].tolist()
 )
 
-# %% tags=["figure-spike", "hide-input"]
+# %% tags=["hide-input"]
 fig, axes = plt.subplots(1, 2, figsize=(8, 2.9))
 fine = torch.logspace(math.log10(0.25), math.log10(16), 100).tolist()
 curve = [batch_hessian(1.0, round(400 * k), sigma=1.0, params=400) for k in fine]
 for values, dots, color, mark, name in (
-    ([c.largest for c in curve], measured_tops, "#0072B2", "o", "top"),
-    ([c.overlap for c in curve], measured_overlaps, "#D55E00", "s", "overlap"),
+    ([c.largest for c in curve], measured_tops, BLUE, "o", "top"),
+    ([c.overlap for c in curve], measured_overlaps, RED, "s", "overlap"),
 ):
     axes[0].semilogx(fine, values, color=color, label=f"{name}, predicted")
     axes[0].semilogx(
@@ -380,18 +390,18 @@ axes[1].errorbar(
     tops.mean(1),
     tops.std(1),
     fmt="o",
-    color="#0072B2",
+    color=BLUE,
     capsize=3,
     label="measured, 30 batches",
 )
 axes[1].plot(
     batch_sizes,
     (design @ torch.tensor([intercept, a], dtype=torch.float64)),
-    color="#009E73",
+    color=GREEN,
     label=r"fit $\lambda + a/b$",
 )
 axes[1].plot(
-    batch_sizes, predicted, "--", color="#D55E00", label=r"predicted from $\sigma$"
+    batch_sizes, predicted, "--", color=RED, label=r"predicted from $\sigma$"
 )
 axes[1].axhline(whole, color="k", lw=0.6, ls=":", label="all the data")
 axes[1].set(
@@ -472,20 +482,18 @@ limits = {
     for name, x in {"pixels": plain, "whitened": white}.items()
 }
 
-# %% tags=["figure-rates", "hide-input"]
+# %% tags=["hide-input"]
 fig, axes = plt.subplots(1, 2, figsize=(8, 2.8))
 for ax, (name, x) in zip(axes, {"pixels": plain, "whitened": white}.items()):
     seen, expected = zip(*limits[name])
     limit = 2 / torch.linalg.eigvalsh(x.T @ x / len(x))[-1].item()
-    ax.loglog(grid, seen, "o", color="#0072B2", label="largest stable rate")
-    ax.loglog(
-        grid, expected, "-", color="#D55E00", label=r"$2/\lambda'$, from batches"
-    )
+    ax.loglog(grid, seen, "o", color=BLUE, label="largest stable rate")
+    ax.loglog(grid, expected, "-", color=RED, label=r"$2/\lambda'$, from batches")
     ax.loglog(
         grid,
         [seen[0] * size / grid[0] for size in grid],
         ":",
-        color="#777777",
+        color=GRAY,
         label="linear scaling",
     )
     ax.axhline(

@@ -21,6 +21,17 @@
 #
 # After this chapter you can train without a learning rate, average the weights as these methods want it, and say what such a method gives up against a tuned one. Notation is on the [part's first page](../../book/parts/step-sizes.md).
 
+# %% tags=["remove-cell"]
+# Where the book's plotting module is. On Colab, first fetch the book and install its package.
+import os
+import sys
+
+if "google.colab" in sys.modules:
+    os.system("git clone -q --depth 1 https://github.com/steepest-ml/steepest")
+    os.system("pip install -q './steepest/core[cpu]'")
+    os.chdir("steepest/chapters/step-sizes")
+sys.path.append("../../book")
+
 # %%
 import math
 from functools import partial
@@ -28,6 +39,7 @@ from functools import partial
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
+from plotting import BLUE, GRAY, GREEN, PINK, RED, SKY, set_style
 from sklearn.datasets import load_breast_cancer
 from torch.nn import functional as F
 
@@ -43,13 +55,7 @@ from steepest.optim import (
     UDoG,
 )
 
-plt.rcParams.update(
-    {"figure.dpi": 90, "figure.constrained_layout.use": True, "font.size": 9}
-)
-BLUE, SKY, GREEN, RED, PINK, GRAY = (
-    *("#0072B2", "#56B4E9", "#009E73"),
-    *("#D55E00", "#CC79A7", "#777777"),
-)
+set_style()
 
 # %% [markdown]
 # One problem serves most of the page: logistic regression on real data (569 patients, 30 features, a little L2 so that there is a minimum), batches of 16, the weights in two tensors. `train` runs any optimizer on it and returns the losses on all data, of the last weights and of an average over the run.

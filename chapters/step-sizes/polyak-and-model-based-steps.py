@@ -21,6 +21,17 @@
 #
 # The first two have no learning rate. The third has one, and forgives a bad choice of it. After this chapter you know what each assumes in exchange, you can tell from your problem which assumption is harmless, and you have seen each fail where its assumption is wrong. You need the notation of the [part's first page](../../book/parts/step-sizes.md); how an optimizer gets to ask questions is told in [Steps that ask for more](../start/asking-more).
 
+# %% tags=["remove-cell"]
+# Where the book's plotting module is. On Colab, first fetch the book and install its package.
+import os
+import sys
+
+if "google.colab" in sys.modules:
+    os.system("git clone -q --depth 1 https://github.com/steepest-ml/steepest")
+    os.system("pip install -q './steepest/core[cpu]'")
+    os.chdir("steepest/chapters/step-sizes")
+sys.path.append("../../book")
+
 # %%
 import inspect
 import math
@@ -29,6 +40,7 @@ from functools import partial
 import matplotlib.pyplot as plt
 import torch
 from IPython.display import Markdown, display
+from plotting import BLUE, GRAY, GREEN, RED, SKY, set_style
 from sklearn.datasets import load_breast_cancer, load_diabetes
 from torch.nn import functional as F
 
@@ -36,17 +48,7 @@ from steepest.kernels import REDUCTIONS, RULES
 from steepest.optim import OASIS, SANIA, SMB, AdaHessian, Adam, OracleDriven
 from steepest.oracles import Objective
 
-plt.rcParams.update(
-    {"figure.dpi": 90, "figure.constrained_layout.use": True, "font.size": 9}
-)
-BLUE, GREEN, RED, PINK, SKY, GRAY = (
-    "#0072B2",
-    "#009E73",
-    "#D55E00",
-    "#CC79A7",
-    "#56B4E9",
-    "#777777",
-)
+set_style()
 
 cancer, diabetes = load_breast_cancer(), load_diabetes()
 

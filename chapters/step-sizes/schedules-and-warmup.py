@@ -22,6 +22,17 @@
 #
 # After this chapter you can find the largest rate that a model takes in one short run, put it at the top of a cycle, tell from a measurement whether a run needs warm-up, and fit a law to your own tuning runs with honest error bars. What the symbols mean is on the [part's first page](../../book/parts/step-sizes.md).
 
+# %% tags=["remove-cell"]
+# Where the book's plotting module is. On Colab, first fetch the book and install its package.
+import os
+import sys
+
+if "google.colab" in sys.modules:
+    os.system("git clone -q --depth 1 https://github.com/steepest-ml/steepest")
+    os.system("pip install -q './steepest/core[cpu]'")
+    os.chdir("steepest/chapters/step-sizes")
+sys.path.append("../../book")
+
 # %%
 import copy
 import inspect
@@ -32,6 +43,7 @@ from functools import partial
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
+from plotting import BLUE, GRAY, GREEN, PINK, RED, SKY, set_style
 from torch.nn import functional as F
 from torch.optim.lr_scheduler import (
     CosineAnnealingLR,
@@ -63,17 +75,7 @@ from steepest.schedules import (
 )
 
 quiet()  # no tips and no hardware report
-plt.rcParams.update(
-    {"figure.dpi": 90, "figure.constrained_layout.use": True, "font.size": 9}
-)
-GRAY, BLUE, SKY, GREEN, RED, PINK = (
-    "#777777",
-    "#0072B2",
-    "#56B4E9",
-    "#009E73",
-    "#D55E00",
-    "#CC79A7",
-)
+set_style()
 data = DigitsData()
 data.setup()
 train, val, test = (data.splits[name] for name in ("train", "val", "test"))

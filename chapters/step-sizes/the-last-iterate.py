@@ -23,12 +23,24 @@
 #
 # After this chapter you can read a schedule as a price list, choose one for a run of known length, and train weights that are exactly sparse or exactly a distribution. Notation is on the [part's first page](../../book/parts/step-sizes.md).
 
+# %% tags=["remove-cell"]
+# Where the book's plotting module is. On Colab, first fetch the book and install its package.
+import os
+import sys
+
+if "google.colab" in sys.modules:
+    os.system("git clone -q --depth 1 https://github.com/steepest-ml/steepest")
+    os.system("pip install -q './steepest/core[cpu]'")
+    os.chdir("steepest/chapters/step-sizes")
+sys.path.append("../../book")
+
 # %%
 import math
 
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
+from plotting import BLUE, GRAY, RED, SKY, set_style
 from torch.nn import functional as F
 
 from steepest.kernels import RULES
@@ -36,16 +48,14 @@ from steepest.lightning import Classifier, DigitsData
 from steepest.optim import SGDW, MirrorDescent
 from steepest.probes import last_iterate_bound
 
-plt.rcParams.update(
-    {"figure.dpi": 90, "figure.constrained_layout.use": True, "font.size": 9}
-)
+set_style()
 SCHEDULES = {  # rates of the same scale for a run of T steps
     "constant": lambda T: np.full(T, 1 / math.sqrt(T)),
     r"$1/\sqrt{t}$": lambda T: 1 / np.sqrt(np.arange(1, T + 1)),
     "cosine": lambda T: (1 + np.cos(np.pi * np.arange(T) / T)) / 2 / math.sqrt(T),
     "linear": lambda T: (T - np.arange(T)) / T / math.sqrt(T),
 }
-COLORS = dict(zip(SCHEDULES, ["#777777", "#D55E00", "#56B4E9", "#0072B2"]))
+COLORS = dict(zip(SCHEDULES, [GRAY, RED, SKY, BLUE]))
 
 
 # %% [markdown]
@@ -284,7 +294,7 @@ ends = {
 
 # %% tags=["hide-input"]
 fig, ax = plt.subplots(figsize=(5.2, 3.0))
-for (name, values), color in zip(ends.items(), ["#D55E00", "#0072B2"]):
+for (name, values), color in zip(ends.items(), [RED, BLUE]):
     ax.semilogx(sizes, values, "o-", color=color, label=name)
 ax.set(xlabel="options $n$", ylabel="gap after 100 steps", ylim=(0, None))
 ax.legend(frameon=False)
@@ -333,7 +343,7 @@ found = {"exact, last": exact, "exact, mean": averaged, "SGD, last": plain}
 
 # %% tags=["hide-input"]
 fig, ax = plt.subplots(figsize=(6.2, 3.0))
-for (name, theta), color in zip(found.items(), ["#0072B2", "#56B4E9", "#D55E00"]):
+for (name, theta), color in zip(found.items(), [BLUE, SKY, RED]):
     ranked = theta[30:].abs().sort(descending=True).values.clamp_min(1e-9)
     ax.semilogy(ranked, color=color, label=name)
 ax.set(xlabel="weights that do not matter, largest first", ylabel="magnitude")

@@ -22,6 +22,17 @@
 #
 # After this chapter you can fine-tune a network of 4-bit integers without ever holding its weights in floating point, train a model of which the device holds three blocks, and say what a mask or a projection must do to pay for itself. All notation is on the [part's first page](../../book/parts/zeroth-order.md).
 
+# %% tags=["remove-cell"]
+# Where the book's plotting module is. On Colab, first fetch the book and install its package.
+import os
+import sys
+
+if "google.colab" in sys.modules:
+    os.system("git clone -q --depth 1 https://github.com/steepest-ml/steepest")
+    os.system("pip install -q './steepest/core[cpu]'")
+    os.chdir("steepest/chapters/zeroth-order")
+sys.path.append("../../book")
+
 # %%
 import copy
 import inspect
@@ -32,6 +43,7 @@ from unittest.mock import patch
 
 import matplotlib.pyplot as plt
 import torch
+from plotting import BLUE, GRAY, GREEN, PINK, RED, set_style
 from torch import nn
 from torch.nn import functional as F
 
@@ -46,10 +58,7 @@ from steepest.nn import QuantizedLinear, quantize
 from steepest.optim import Adam, Estimated, MeZO
 from steepest.oracles import Objective
 
-plt.rcParams.update(
-    {"figure.dpi": 90, "figure.constrained_layout.use": True, "font.size": 9}
-)
-GRAY, BLUE, GREEN, RED, PINK = "#777777", "#0072B2", "#009E73", "#D55E00", "#CC79A7"
+set_style()
 
 # %% [markdown]
 # The task of the first half: a small network is trained, with gradients, on clean digits. Then the digits come from another scanner, which knows no black: a pixel $x$ arrives as $0.3 + 0.7x$. Fine-tuning the first layer, 4,096 weights, has to repair that, from values alone.

@@ -23,6 +23,17 @@
 #
 # After this chapter you can train a small residual network without a backward pass, say what a step costs in values and how far it goes, choose what to train when values are all that you have, and run one fine-tuning on several machines that send each other one byte a step. Notation is on the [part's first page](../../book/parts/zeroth-order.md).
 
+# %% tags=["remove-cell"]
+# Where the book's plotting module is. On Colab, first fetch the book and install its package.
+import os
+import sys
+
+if "google.colab" in sys.modules:
+    os.system("git clone -q --depth 1 https://github.com/steepest-ml/steepest")
+    os.system("pip install -q './steepest/core[cpu]'")
+    os.chdir("steepest/chapters/zeroth-order")
+sys.path.append("../../book")
+
 # %%
 import inspect
 import statistics
@@ -35,6 +46,7 @@ from functools import partial
 
 import matplotlib.pyplot as plt
 import torch
+from plotting import BLUE, GRAY, GREEN, PINK, RED, set_style
 from torch import nn
 from torch.nn import functional as F
 from torchmetrics.functional.classification import multiclass_f1_score
@@ -46,16 +58,7 @@ from steepest.optim import Estimated, MeZO
 from steepest.oracles import Objective
 from steepest.probes import lanczos
 
-plt.rcParams.update(
-    {"figure.dpi": 90, "figure.constrained_layout.use": True, "font.size": 9}
-)
-BLUE, ORANGE, GREEN, PINK, GRAY = (
-    "#0072B2",
-    "#D55E00",
-    "#009E73",
-    "#CC79A7",
-    "#777777",
-)
+set_style()
 
 data = DigitsData()
 data.setup()
@@ -214,7 +217,7 @@ fig, axes = plt.subplots(1, 2, figsize=(8, 3.1))
 fine = torch.linspace(0.03, 1, 100)
 for name, color, law in (
     ("coordinates", BLUE, fine),
-    ("random", ORANGE, fine * d / (d + fine * d + 1)),
+    ("random", RED, fine * d / (d + fine * d + 1)),
 ):
     axes[0].plot(fine, law, color=color, lw=1)
     axes[0].plot(shares, cosines[name], "o", color=color, label=name)
@@ -226,9 +229,9 @@ axes[0].set(
 axes[0].legend(title="measured; line: law")
 looks = [
     (BLUE, "--"),
-    (ORANGE, "--"),
+    (RED, "--"),
     (BLUE, "-"),
-    (ORANGE, "-"),
+    (RED, "-"),
     (GRAY, "--"),
     (GRAY, "-"),
 ]
@@ -357,9 +360,7 @@ for ax, (name, f) in zip(axes, networks.items()):
             [k - 0.3, k + 0.3], [r, r], color="k", label="exact" if k == 0 else None
         )
     for s, each in enumerate(ratios[name]):
-        ax.plot(
-            each, "os"[s], color=[BLUE, ORANGE][s], label=f"from values, seed {s}"
-        )
+        ax.plot(each, "os"[s], color=[BLUE, RED][s], label=f"from values, seed {s}")
     ax.axhline(0.4, color=GRAY, lw=0.6, ls=":")
     ax.set(title=name, xlabel="tensor", ylim=(0, 1), xlim=(-0.6, len(target) - 0.4))
     ax.set_xticks(range(len(target)))
@@ -637,7 +638,7 @@ fig, ax = plt.subplots(figsize=(7, 2.6))
 ax.fill_between(range(100), [-v for v in scale], scale, color=GRAY, alpha=0.2, lw=0)
 ax.plot(
     slopes["four bytes"][:, 0, 0],
-    color=ORANGE,
+    color=RED,
     lw=2.5,
     alpha=0.6,
     label="four bytes",

@@ -23,6 +23,17 @@
 #
 # After this page you can say when a mean of particles is a gradient step and when it is not, let a search tell you which weights matter, optimize a loss that has no slope at all in a Lightning project, and publish a table's statistics with a privacy guarantee. You need to know what a zeroth-order estimate is; notation is on the [part's first page](../../book/parts/zeroth-order.md).
 
+# %% tags=["remove-cell"]
+# Where the book's plotting module is. On Colab, first fetch the book and install its package.
+import os
+import sys
+
+if "google.colab" in sys.modules:
+    os.system("git clone -q --depth 1 https://github.com/steepest-ml/steepest")
+    os.system("pip install -q './steepest/core[cpu]'")
+    os.chdir("steepest/chapters/zeroth-order")
+sys.path.append("../../book")
+
 # %%
 import inspect
 import itertools
@@ -31,6 +42,7 @@ import textwrap
 
 import matplotlib.pyplot as plt
 import torch
+from plotting import BLUE, GRAY, GREEN, PINK, RED, SKY, set_style
 from torch.nn import functional as F
 
 from steepest.lightning import Classifier, DigitsData
@@ -50,17 +62,7 @@ from steepest.solvers import (
     zcdp_scale,
 )
 
-plt.rcParams.update(
-    {"figure.dpi": 90, "figure.constrained_layout.use": True, "font.size": 9}
-)
-BLUE, SKY, GREEN, ORANGE, PINK, GRAY = (
-    "#0072B2",
-    "#56B4E9",
-    "#009E73",
-    "#D55E00",
-    "#CC79A7",
-    "#777777",
-)
+set_style()
 F64 = torch.float64
 
 
@@ -154,13 +156,13 @@ for step, color in ((0, SKY), (20, BLUE), (60, GREEN)):
     axes[0].scatter(
         *clouds[step].T, s=9, color=color, label=f"particles, step {step + 1}"
     )
-axes[0].plot(*torch.stack(consensus).T, color=ORANGE, lw=1.4, label="consensus")
+axes[0].plot(*torch.stack(consensus).T, color=RED, lw=1.4, label="consensus")
 axes[0].plot(3, 3, "x", color="k", ms=8, mew=2, label="start of gradient descent")
 axes[0].plot(0, 0, "k*", ms=10)
 axes[0].set(xlim=(-3, 7), ylim=(-3, 7), xlabel=r"$\theta_1$", ylabel=r"$\theta_2$")
 axes[0].legend(loc="upper right", fontsize=7)
-axes[1].semilogy(distances, color=ORANGE, lw=0.7, alpha=0.7)
-axes[1].plot([], [], color=ORANGE, label="consensus, 20 runs")
+axes[1].semilogy(distances, color=RED, lw=0.7, alpha=0.7)
+axes[1].plot([], [], color=RED, label="consensus, 20 runs")
 axes[1].semilogy(descent, color="k", label="gradient descent")
 axes[1].axhline(0.3, color=GRAY, lw=0.8, ls=":")
 axes[1].set(
@@ -327,7 +329,7 @@ slope = ((centered * learned).sum() / centered.square().sum()).item()
 
 # %% tags=["hide-input"]
 fig, axes = plt.subplots(1, 2, figsize=(8, 2.8))
-for j, color in enumerate((SKY, BLUE, GREEN, ORANGE, PINK)):
+for j, color in enumerate((SKY, BLUE, GREEN, RED, PINK)):
     axes[0].semilogy(widths[:, j], color=color, label=f"curvature {curvature[j]:g}")
 axes[0].set(xlabel="step", ylabel=r"$\sigma_j$")
 axes[0].legend(fontsize=7, loc="lower left")
@@ -482,7 +484,7 @@ for group, color, name in (
     )
 axes[0].set(xlabel=r"saliency $h_j {\theta^*_j}^2$", ylabel=r"$(m_j / \sigma_j)^2$")
 axes[0].legend()
-for (name, runs), color in zip(tickets.items(), (BLUE, ORANGE, GRAY)):
+for (name, runs), color in zip(tickets.items(), (BLUE, RED, GRAY)):
     for run in runs:
         axes[1].plot(density, 100 * run, color=color, lw=0.6)
     axes[1].plot(density, 100 * runs.mean(0), "o-", ms=4, color=color, label=name)
@@ -619,7 +621,7 @@ axes[1].loglog(
     budgets, noise, ":", color="k", label="standard deviation of the noise"
 )
 axes[1].loglog(
-    budgets, soft[:, 1], "s-", ms=4, color=ORANGE, label="relaxation, thresholds"
+    budgets, soft[:, 1], "s-", ms=4, color=RED, label="relaxation, thresholds"
 )
 axes[1].loglog(
     budgets, gsd[:, 1], "o-", ms=4, color=BLUE, label="Private-GSD, thresholds"

@@ -23,6 +23,17 @@
 #
 # After this page you can recover a scene of triangles through a rasterizer without gradients, say what the estimate leaves out, search under constraints with a guarantee, and speed such a search up by attacking a network. You need to know SPSA from [asking more](../start/asking-more); notation is on the [part's first page](../../book/parts/zeroth-order.md).
 
+# %% tags=["remove-cell"]
+# Where the book's plotting module is. On Colab, first fetch the book and install its package.
+import os
+import sys
+
+if "google.colab" in sys.modules:
+    os.system("git clone -q --depth 1 https://github.com/steepest-ml/steepest")
+    os.system("pip install -q './steepest/core[cpu]'")
+    os.chdir("steepest/chapters/zeroth-order")
+sys.path.append("../../book")
+
 # %%
 import inspect
 import math
@@ -32,6 +43,7 @@ import textwrap
 import matplotlib.pyplot as plt
 import torch
 from matplotlib.collections import PolyCollection
+from plotting import BLUE, GRAY, RED, set_style
 
 from steepest.estimators import SPSA, PerPixel, Pixels, credit
 from steepest.objectives import mesh, rasterize
@@ -44,17 +56,7 @@ from steepest.solvers import (
     directional_attack,
 )
 
-plt.rcParams.update(
-    {"figure.dpi": 90, "figure.constrained_layout.use": True, "font.size": 9}
-)
-BLUE, SKY, GREEN, ORANGE, PINK, GRAY = (
-    "#0072B2",
-    "#56B4E9",
-    "#009E73",
-    "#D55E00",
-    "#CC79A7",
-    "#777777",
-)
+set_style()
 F64 = torch.float64
 
 
@@ -212,7 +214,7 @@ for ax, (name, (corners, colors)) in zip(axes, panels.items()):
 plt.show()
 fig, axes = plt.subplots(1, 2, figsize=(8, 2.8))
 triangles = [2 * n * n for n in sizes]
-for (name, values), color in zip(relative.items(), (BLUE, ORANGE)):
+for (name, values), color in zip(relative.items(), (BLUE, RED)):
     axes[0].loglog(triangles, values, "o-", color=color, label=name)
 axes[0].set(xlabel="triangles", ylabel="relative variance", ylim=(1, 1e4))
 axes[0].set_xticks(triangles, [str(t) for t in triangles])
@@ -221,7 +223,7 @@ axes[0].legend(loc="upper left")
 renders = range(0, 301, 10)
 for values, color, name in (
     (local_losses, BLUE, "per pixel"),
-    (plain_losses, ORANGE, "SPSA, best of three rates"),
+    (plain_losses, RED, "SPSA, best of three rates"),
 ):
     axes[1].semilogy(renders, values, color=color, label=name)
 axes[1].set(xlabel="renders", ylabel="mean squared error", ylim=(5e-3, 1e-1))
@@ -315,7 +317,7 @@ missed = next(k for k, run in enumerate(runs[0.0]) if run.value > -1)
 fig, axes = plt.subplots(1, 2, figsize=(8, 3.3), sharey=True)
 for ax, (radius, name) in zip(axes, ((0.0, "polls alone"), (0.5, "with covering"))):
     run = runs[radius][missed]
-    for step, color in (("poll", ORANGE), ("cover", BLUE)):
+    for step, color in (("poll", RED), ("cover", BLUE)):
         at = torch.tensor([each == step for each in run.steps])
         if at.any():
             ax.scatter(*run.points[at].T, s=7, color=color, label=step)
@@ -432,7 +434,7 @@ for network, starts in networks:
 fig, axes = plt.subplots(1, 3, figsize=(8, 2.8))
 for k, ax in enumerate(axes):
     ax.plot(chance[k], color=GRAY, lw=1, label="random points")
-    ax.plot(median_curve(plain_runs[k]), color=ORANGE, label="cDSM")
+    ax.plot(median_curve(plain_runs[k]), color=RED, label="cDSM")
     ax.plot(median_curve(hybrid_runs[k]), color=BLUE, label="cDSM with attacks")
     ax.set(xlabel="evaluations", title=f"network {k + 1}")
 axes[0].set_ylabel("objective, median of 5 starts")

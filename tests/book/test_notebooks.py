@@ -9,7 +9,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import nbformat
+import plotting
 import pytest
+import yaml
 from nbformat import NotebookNode
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 from refresh import CHAPTERS, METADATA, STATUS, cells, is_stale, read, sources, update_prose
@@ -95,6 +97,47 @@ def of_one_machine(path: Path) -> Iterator[str]:
                     yield f"cell {k} shows {found.group()!r}, which is different elsewhere"
 
 
+SET_UP = """\
+# Where the book's plotting module is. On Colab, first fetch the book and install its package.
+import os
+import sys
+
+if "google.colab" in sys.modules:
+    os.system("git clone -q --depth 1 {repository}")
+    os.system("pip install -q './{name}/core[cpu]'")
+    os.chdir("{name}/chapters/{part}")
+sys.path.append("../../book")"""
+REPOSITORY = yaml.safe_load((CHAPTERS.parent / "_config.yml").read_text("utf-8"))["repository"][
+    "url"
+]
+PALETTE = re.compile("|".join(v for v in vars(plotting).values() if str(v).startswith("#")), re.I)
+
+
+def unlike_the_others(path: Path) -> Iterator[str]:
+    """Every chapter of the book starts with the same set-up, and has the book's colors."""
+    if not path.is_relative_to(CHAPTERS):
+        return
+    name = REPOSITORY.rpartition("/")[2]
+    expected = SET_UP.format(repository=REPOSITORY, name=name, part=path.parent.name)
+    cell = code_cells(path)[0][1]
+    if cell.source != expected or cell.metadata.get("tags") != ["remove-cell"]:
+        yield "does not start with the set-up cell that other chapters have"
+    for k, cell in code_cells(path):
+        if PALETTE.search(cell.source) or "rcParams" in cell.source:
+            yield f"cell {k} has colors or a style of its own: take them from book/plotting.py"
+
+
+def exercises(path: Path) -> Iterator[str]:
+    """Every chapter of the book ends in exercises, whose solutions are hidden, and run."""
+    if not path.is_relative_to(CHAPTERS):
+        return
+    cells = read(path).cells
+    at = [k for k, cell in enumerate(cells) if "## Exercises" in cell.source]
+    solved = [c for c in cells[at[0] :] if "hide-cell" in c.metadata.get("tags", [])] if at else []
+    if not solved:
+        yield "has no exercises with hidden solutions"
+
+
 def metadata(path: Path) -> Iterator[str]:
     if read(path).metadata != METADATA:
         yield "has metadata that make refresh does not write"
@@ -108,6 +151,8 @@ CHECKS = [
     too_large,
     figures,
     of_one_machine,
+    unlike_the_others,
+    exercises,
     metadata,
 ]
 

@@ -1,5 +1,6 @@
 """The built book: nothing remote, every link leads somewhere, every method is listed."""
 
+import posixpath
 import re
 import subprocess
 from functools import cache
@@ -11,6 +12,7 @@ import yaml
 from bs4 import BeautifulSoup
 from docutils.nodes import make_id
 from pybtex.database import parse_file
+from sphinx.util.inventory import InventoryFile
 
 from steepest import _registry
 
@@ -93,7 +95,9 @@ def test_page_has_a_title(page):
 @pytest.mark.site
 @pytest.mark.parametrize("page", PAGES)
 def test_pictures_have_a_text(page):
-    missing = [str(tag) for tag in soup(page).select("main img") if not tag.has_attr("alt")]
+    pictures = soup(page).select("main img")
+    missing = [str(tag) for tag in pictures if not tag.has_attr("alt")]
+    missing += [str(tag) for tag in pictures if tag.find_parent(class_="cell") and not tag["alt"]]
     missing += [str(tag)[:80] for tag in soup(page).select("main svg[role=img]") if not tag.title]
     assert not missing
 
@@ -171,6 +175,22 @@ def test_method_has_an_api_entry(symbol):
     entry = soup(f"book/api/{symbol.split('.')[1]}.html").find(id=symbol)
     assert entry is not None and entry.name == "dt"
     assert "Paper" in entry.find_next_sibling("dd").find(class_="api-facts").get_text()
+
+
+@pytest.mark.site
+def test_inventory_has_every_method_for_other_projects():
+    with (HTML / "objects.inv").open("rb") as file:
+        inventory = InventoryFile.load(file, "", posixpath.join)
+    known = {name for kind, names in inventory.items() if kind.startswith("py:") for name in names}
+    assert set(SYMBOLS) <= known
+
+
+@pytest.mark.site
+@pytest.mark.parametrize("notebook", NOTEBOOKS)
+def test_code_links_to_the_reference(notebook):
+    page = soup(notebook.replace(".ipynb", ".html"))
+    links = {link["href"] for link in page.select("div.highlight a.sphinx-codeautolink-a")}
+    assert any("book/api/" in link and "#steepest." in link for link in links)
 
 
 @pytest.mark.site

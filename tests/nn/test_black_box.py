@@ -5,7 +5,10 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from steepest.estimators import SPSA, Coordinates
+from steepest.kernels import split_seed
 from steepest.nn import BlackBox
+from steepest.oracles import Objective
 
 
 def network(*sizes):
@@ -33,6 +36,26 @@ def test_coordinates_give_the_gradient_to_first_order(problem):
     assert errors[0] < 5e-3
     for far, near in itertools.pairwise(errors):
         assert 8 < far / near < 12
+
+
+def test_sample_by_sample_it_is_the_estimators_of_the_project(problem):
+    """Coordinate-wise for each row, and one-sided SPSA with the same directions for one row."""
+    f, x, _ = problem
+    for directions in (None, 4):
+        rows = x if directions is None else x[:1]
+        box = BlackBox(f, 1e-3, directions, seed=3)
+        given = rows.clone().requires_grad_()
+        answers = box(given)
+        slopes = torch.randn_like(answers)
+        answers.backward(slopes)
+        for row, v, found in zip(rows, slopes, given.grad, strict=True):
+            z = row.clone().requires_grad_()
+            alone = Objective(lambda z=z, v=v: (f(z[None]) * v).sum(), [z])
+            if directions is None:
+                expected = Coordinates(1e-3)(alone, 0).gradient[0]
+            else:
+                expected = SPSA(1e-3, 4, one_sided=True)(alone, split_seed(3, 1)).gradient[0]
+            torch.testing.assert_close(found, expected, rtol=1e-8, atol=1e-8)
 
 
 def test_it_asks_one_query_a_coordinate_or_direction_and_one_for_the_value(problem):

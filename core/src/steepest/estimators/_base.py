@@ -95,14 +95,18 @@ class GradientEstimator(ABC):
         return offsets(objective.params, objective.names)
 
 
+class NonFiniteLoss(RuntimeError):
+    """A value that was read is NaN or infinite; the parameters are as they were."""
+
+
 def check_slope(slope: float) -> None:
     """Refuse what came of values that are NaN or infinite.
 
     Raises:
-        RuntimeError: If the slope is not finite.
+        NonFiniteLoss: If the slope is not finite.
     """
     if not math.isfinite(slope):
-        raise RuntimeError(
+        raise NonFiniteLoss(
             "the loss is NaN or infinite near the parameters, which are as they were: lower the "
             "learning rate if the loss grew, or the radius of the probes if it is fine at the "
             "parameters themselves"

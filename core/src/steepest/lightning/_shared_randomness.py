@@ -11,6 +11,7 @@ from torch import Tensor, distributed
 
 from steepest._registry import method
 from steepest.estimators import SPSA
+from steepest.estimators._base import NonFiniteLoss
 from steepest.kernels import add_noise_, split_seed
 from steepest.optim import Answer, OracleDriven
 from steepest.optim._base import Params
@@ -182,14 +183,18 @@ class SharedRandomness(OracleDriven):
     def query(self, objective: Objective) -> Answer:
         """Read this machine's slopes; nothing is sent yet."""
         own = split_seed(self.draw(), self._rank())
-        projection = self.estimator.project(objective, own)
         n = self.estimator.samples
-        slopes = [n * projection.weights[i] for i in range(n)]
+        try:
+            projection = self.estimator.project(objective, own)
+            value, slopes = projection.value, [n * projection.weights[i] for i in range(n)]
+        except NonFiniteLoss:  # the others wait for what this machine sends
+            value = torch.full((), math.nan, device=objective.params[0].device)
+            slopes = [math.nan] * n
         if self.exact:
             codes = torch.tensor(slopes)
         else:  # directions have the seeds 0 to n - 1 of this machine's, rounding the next one
             codes = encode(slopes, self.scale, split_seed(own, n))
-        return Answer(objective, projection.value, None, codes.to(objective.params[0].device))
+        return Answer(objective, value, None, codes.to(objective.params[0].device))
 
     def update(self, answer: Answer) -> None:
         """Exchange codes, and step along the directions of all machines."""

@@ -6,6 +6,7 @@ from steepest.lightning._cifar10 import CIFAR10Data as CIFAR10Data
 from steepest.lightning._classifier import Classifier as Classifier
 from steepest.lightning._diabetes import DiabetesData as DiabetesData
 from steepest.lightning._digits import DigitsData as DigitsData
+from steepest.lightning._fzoos import FZooS as FZooS
 from steepest.lightning._grammar import Grammar as Grammar
 from steepest.lightning._grammar_data import GrammarData as GrammarData
 from steepest.lightning._language_model import LanguageModel as LanguageModel

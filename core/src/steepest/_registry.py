@@ -187,8 +187,9 @@ def records(root: Path | None = None) -> list[dict[str, Any]]:
     rows = []
     rooms = list(KINDS)
     for paper, parts in papers.items():
-        # Rooms are ordered from parts to wholes: an optimizer stands before its estimator.
-        parts.sort(key=lambda part: -rooms.index(part.room))
+        # What asks stands before what helps it to; and as rooms are ordered from parts to wholes,
+        # an optimizer before its estimator.
+        parts.sort(key=lambda part: (part.oracle == "none", -rooms.index(part.room)))
         first = parts[0]
         names = [part.name for part in parts]
         rows.append(

@@ -9,8 +9,17 @@ from typing import final
 import torch
 from torch import Tensor
 
+from steepest._registry import method
+
 
 @final
+@method(
+    paper="chen2024deepzero",
+    title="DeepZero: Scaling up Zeroth-Order Optimization for Deep Model Training",
+    oracle="none",
+    forward=0,
+    backward=0,
+)
 class FeatureReuse(torch.nn.Module):
     r"""A ``Sequential`` that keeps its layers' inputs, and restarts at the layer that changed.
 

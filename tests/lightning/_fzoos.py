@@ -34,8 +34,9 @@ def make(p, losses, **options):
     )
 
 
-def main(rank, output, store):
-    torch.distributed.init_process_group("gloo", init_method=store, rank=rank, world_size=2)
+def main(output):
+    torch.distributed.init_process_group("gloo")
+    rank = torch.distributed.get_rank()
     torch.set_num_threads(1)
     p, losses, _, _ = problem()
     fleet = make(p, losses[:1] if rank == 0 else losses[1:])  # one lives here, three there
@@ -48,4 +49,4 @@ def main(rank, output, store):
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), sys.argv[2], sys.argv[3])
+    main(sys.argv[1])

@@ -1,7 +1,4 @@
 import math
-import os
-import socket
-import subprocess
 import sys
 from collections import Counter
 from functools import partial
@@ -535,41 +532,15 @@ def test_the_books_data_come_in_their_own_order(trainer):
 # Several processes
 
 
-def test_two_processes_grow_together(tmp_path):
-    script = Path(__file__).with_name("_ddp_batch_size.py")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    shared = {
-        **os.environ,
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-        "WORLD_SIZE": "2",
-        "LOCAL_WORLD_SIZE": "2",
-        "GROUP_RANK": "0",
-        "TORCHELASTIC_RUN_ID": "test",
-    }
-    files = [tmp_path / f"{rank}.pt" for rank in range(2)]
-    processes = [
-        subprocess.Popen(
-            [sys.executable, script, file, tmp_path / "kept"],
-            env={**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank, file in enumerate(files)
-    ]
-    for process in processes:
-        _, errors = process.communicate(timeout=300)
-        assert process.returncode == 0, errors
-    (a, a_resumed), (b, b_resumed) = (torch.load(file) for file in files)
+def test_two_processes_grow_together(two_processes, tmp_path):
+    (a, a_resumed), (b, b_resumed) = two_processes("_ddp_batch_size.py", tmp_path / "kept")
     assert a["sizes"] == b["sizes"]
     assert max(a["sizes"]) > 4
     assert [len(x) for x in a["seen"]] == [len(x) for x in b["seen"]]
     everyone = Counter(chain.from_iterable(a["seen"] + b["seen"]))
     assert everyone == {i: 3 for i in range(240)}  # in three epochs, by one of the two
     # The first size is that of one process that cuts the union in the same parts.
-    sys.path.insert(0, str(script.parent))
+    sys.path.insert(0, str(Path(__file__).parent))
     import _ddp_batch_size as twin
 
     module, (x, y, _) = twin.Net(), twin.data().tensors

@@ -1,7 +1,6 @@
 """FZooS: where clients live does not matter, and what they send helps."""
 
 import math
-import subprocess
 import sys
 from pathlib import Path
 
@@ -16,20 +15,9 @@ sys.path.insert(0, str(Path(__file__).parent))
 from _fzoos import F64, make, problem
 
 
-def test_two_processes_make_the_rounds_of_one(tmp_path):
+def test_two_processes_make_the_rounds_of_one(two_processes):
     """One client here and three there, over gloo: the points of four in one process."""
-    script, store = Path(__file__).with_name("_fzoos.py"), f"file://{tmp_path}/store"
-    files = [tmp_path / f"{rank}.pt" for rank in range(2)]
-    processes = [
-        subprocess.Popen(
-            [sys.executable, script, str(rank), file, store], stderr=subprocess.PIPE, text=True
-        )
-        for rank, file in enumerate(files)
-    ]
-    for process in processes:
-        _, errors = process.communicate(timeout=300)
-        assert process.returncode == 0, errors
-    a, b = (torch.load(file) for file in files)
+    a, b = two_processes("_fzoos.py")
     assert torch.equal(a["path"], b["path"]) and torch.equal(a["mean"], b["mean"])
     p, losses, _, _ = problem()
     alone, path = make(p, losses), []

@@ -1,11 +1,7 @@
 """Oracles: what asks the loss trains under Lightning as in a loop written by hand."""
 
 import copy
-import os
 import runpy
-import socket
-import subprocess
-import sys
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -400,39 +396,13 @@ def test_an_untouched_module_trains(trainer, name):
 # ---- two processes are one
 
 
-def test_two_processes_are_one_on_the_union_batch(tmp_path):
+def test_two_processes_are_one_on_the_union_batch(two_processes):
     """DDP over gloo; a method of values sends numbers, not gradients."""
-    script = Path(__file__).with_name("_ddp.py")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    shared = {
-        **os.environ,
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-        "WORLD_SIZE": "2",
-        "LOCAL_WORLD_SIZE": "2",
-        "GROUP_RANK": "0",
-        "TORCHELASTIC_RUN_ID": "test",
-    }
-    files = [tmp_path / f"{rank}.pt" for rank in range(2)]
-    processes = [
-        subprocess.Popen(
-            [sys.executable, script, file],
-            env={**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank, file in enumerate(files)
-    ]
-    for process in processes:
-        _, errors = process.communicate(timeout=300)
-        assert process.returncode == 0, errors
-    (first, here), (second, there) = (torch.load(file, weights_only=True) for file in files)
+    (first, here), (second, there) = two_processes("_ddp.py")
     for plain, sam in (here, there):  # each process has the statistics that SGD leaves it
         assert torch.allclose(plain, sam, rtol=0, atol=1e-9)
     assert not torch.equal(here[0], there[0])
-    alone = runpy.run_path(str(script))["run"](world=1)
+    alone = runpy.run_path(str(Path(__file__).with_name("_ddp.py")))["run"](world=1)
     for key, (weights, _) in alone.items():
         assert torch.equal(first[key][0], second[key][0]), key
         assert (first[key][0] - weights).abs().max() < 1e-9, key

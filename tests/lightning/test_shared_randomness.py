@@ -2,9 +2,6 @@
 
 import copy
 import math
-import os
-import socket
-import subprocess
 import sys
 from pathlib import Path
 
@@ -285,38 +282,12 @@ def test_bad_calls_change_nothing():
             SharedRandomness(model.parameters(), **bad)
 
 
-def test_two_processes_send_two_bytes_a_step_and_stay_equal(tmp_path):
+def test_two_processes_send_two_bytes_a_step_and_stay_equal(two_processes):
     """DDP over gloo: equal weights and logs, what one process simulates, and nothing else sent."""
-    script = Path(__file__).with_name("_shared_randomness.py")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    shared = {
-        **os.environ,
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-        "WORLD_SIZE": "2",
-        "LOCAL_WORLD_SIZE": "2",
-        "GROUP_RANK": "0",
-        "TORCHELASTIC_RUN_ID": "test",
-    }
-    files = [tmp_path / f"{rank}.pt" for rank in range(2)]
-    processes = [
-        subprocess.Popen(
-            [sys.executable, script, file],
-            env={**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank, file in enumerate(files)
-    ]
-    for process in processes:
-        _, errors = process.communicate(timeout=300)
-        assert process.returncode == 0, errors
-    a, b = (torch.load(file) for file in files)
+    a, b = two_processes("_shared_randomness.py")
     assert all(torch.equal(a["weights"][k], b["weights"][k]) for k in a["weights"])
     assert a["sent"] == b["sent"] == {"all_reduce": 0, "all_gather": 2 * 12, "broadcast": 0}
-    sys.path.insert(0, str(script.parent))
+    sys.path.insert(0, str(Path(__file__).parent))
     import _shared_randomness as twin
 
     module = twin.Net(twin.make)

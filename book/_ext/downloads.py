@@ -39,7 +39,7 @@ def add_button(
 
 def copy_and_pack(app: Sphinx, error: Exception | None) -> None:
     """Copy the sources into the site, then pack the site."""
-    if error is not None or app.builder.format != "html":
+    if error is not None or app.builder.name != "html":
         return
     site = Path(app.outdir)
     for page in sorted(app.env.found_docs):

@@ -221,7 +221,7 @@ print("one of AdaHessian more than one and a half times as much: True")
 # **The method.** All of the conversation is {py:class}`~steepest.estimators.SPSA`'s; the update makes the directions a last time.
 
 # %%
-show(MeZO.query, SPSA.project)
+show(MeZO.query, SPSA.ask)
 
 # %% [markdown]
 # **Does it work in high dimension?** The guess has the squared length $(d+2)\,\|\nabla f\|^2$, so its step should have to shrink with $d$. The paper's answer: what limits a step is not the length of $\hat g$ but the curvature that it meets. Take $f = \tfrac12 \theta^\top P \theta$ with $P$ a projector of rank $r$, and follow the part $u = P\theta$ that matters:

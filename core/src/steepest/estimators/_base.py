@@ -98,6 +98,13 @@ class GradientEstimator(ABC):
 class NonFiniteLoss(RuntimeError):
     """A value that was read is NaN or infinite; the parameters are as they were."""
 
+    def __init__(self) -> None:
+        super().__init__(
+            "the loss is NaN or infinite near the parameters, which are as they were: lower the "
+            "learning rate if the loss grew, or the radius of the probes if it is fine at the "
+            "parameters themselves"
+        )
+
 
 def check_slope(slope: float) -> None:
     """Refuse what came of values that are NaN or infinite.
@@ -106,11 +113,7 @@ def check_slope(slope: float) -> None:
         NonFiniteLoss: If the slope is not finite.
     """
     if not math.isfinite(slope):
-        raise NonFiniteLoss(
-            "the loss is NaN or infinite near the parameters, which are as they were: lower the "
-            "learning rate if the loss grew, or the radius of the probes if it is fine at the "
-            "parameters themselves"
-        )
+        raise NonFiniteLoss
 
 
 Mask = Callable[[Sequence[Tensor]], Sequence[Tensor]]

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from steepest._registry import method
-from steepest.estimators._base import GradientEstimator, Projection
+from steepest.estimators._base import GradientEstimator, NonFiniteLoss, Projection
 from steepest.estimators._feature_reuse import FeatureReuse
 from steepest.kernels import noise, split_seed
 from steepest.oracles import Objective
@@ -147,10 +147,7 @@ class Coordinates(GradientEstimator):
                         "the weights in float32"
                     )
                 if not rise.isfinite().all():
-                    raise RuntimeError(
-                        "a value at the parameters or beside them is NaN or infinite: lower lr if "
-                        "the loss grew, eps if it is fine at the parameters themselves"
-                    )
+                    raise NonFiniteLoss
                 slopes = (rise.double() / ahead).tolist()
                 weights |= zip((index + place).tolist(), slopes, strict=True)
         self.estimates += 1

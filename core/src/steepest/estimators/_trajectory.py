@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from steepest._registry import method
-from steepest.estimators._base import GradientEstimator, Projection
+from steepest.estimators._base import GradientEstimator, NonFiniteLoss, Projection
 from steepest.oracles import Objective
 
 _ROOT5 = math.sqrt(5.0)
@@ -245,7 +245,7 @@ class TrajectoryGradient(GradientEstimator):
         """
         params = [p.detach() for p in objective.params]
         home = [p.clone() for p in params]
-        here = _vector(params)
+        here = flatten(params)
         d = len(here)
         if len(self.values) and self.points.shape[1] != d:
             raise ValueError(
@@ -267,25 +267,23 @@ class TrajectoryGradient(GradientEstimator):
             for probe in probes[:count]:
                 for p, part in zip(params, probe.split([p.numel() for p in params]), strict=True):
                     p.copy_(part.view(p.shape))
-                points.append(_vector(params))  # rounded to their precision
+                points.append(flatten(params))  # rounded to their precision
                 values.append(objective.value().double().cpu())
         finally:
             for p, start in zip(params, home, strict=True):
                 p.copy_(start)
         found = torch.stack(values)
         if not found.isfinite().all():
-            raise RuntimeError(
-                "the loss is NaN or infinite at the parameters or beside them: lower lr if it "
-                "grew, radius if it is fine at the parameters themselves"
-            )
+            raise NonFiniteLoss
         old = self.points if len(self.values) else self.points.new_zeros(0, d)
         self.points = torch.cat([old, torch.stack(points)])[-self.memory :]
         self.values = torch.cat([self.values, found])[-self.memory :]
         return here, value
 
 
-def _vector(params: Sequence[Tensor]) -> Tensor:
-    return torch.cat([p.reshape(-1).double().cpu() for p in params])
+def flatten(params: Sequence[Tensor]) -> Tensor:
+    """Parameters as one vector, float64 on the CPU."""
+    return torch.cat([p.detach().reshape(-1).double().cpu() for p in params])
 
 
 def _matern(r: Tensor) -> Tensor:

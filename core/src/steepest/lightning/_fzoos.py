@@ -11,7 +11,9 @@ from torch import Tensor, distributed
 
 from steepest._registry import method
 from steepest.estimators import Features, TrajectoryGradient
+from steepest.estimators._trajectory import flatten
 from steepest.kernels import split_seed
+from steepest.lightning._shared_randomness import together
 from steepest.oracles import Objective
 
 Make = Callable[[Iterable[Tensor]], torch.optim.Optimizer]
@@ -195,7 +197,7 @@ class FZooS:
         try:
             for t in range(self.steps):
                 estimate = trajectory(objective, self._draw(i, t)).gradient
-                slope = torch.cat([g.flatten().double().cpu() for g in estimate])
+                slope = flatten(estimate)
                 g = self.gradient(i, t, flatten(self.params), slope)
                 for p, part in zip(self.params, g.split(sizes), strict=True):
                     p.grad = part.view(p.shape).to(p)
@@ -237,7 +239,7 @@ class FZooS:
         self.sent += rows.shape[1]
         table = rows.new_zeros(self.clients, rows.shape[1])
         table[self.first : self.first + len(rows)] = rows
-        if _together():
+        if together():
             distributed.all_reduce(table)
         return table
 
@@ -245,11 +247,6 @@ class FZooS:
         """Seed of client i's queries in step t."""
         turn = split_seed(split_seed(self.seed, 1), len(self.history))
         return split_seed(split_seed(turn, self.first + i), t)
-
-
-def flatten(params: Sequence[Tensor]) -> Tensor:
-    """Parameters as one vector, float64 on the CPU."""
-    return torch.cat([p.detach().flatten().double().cpu() for p in params])
 
 
 @torch.no_grad()
@@ -267,14 +264,10 @@ def _put(params: Sequence[Tensor], home: Sequence[Tensor]) -> None:
 
 def _seats(own: int) -> tuple[int, int]:
     """How many clients there are in processes of lower rank, and in all."""
-    if not _together():
+    if not together():
         return 0, own
     counts = torch.zeros(distributed.get_world_size(), dtype=torch.int64)
     rank = distributed.get_rank()
     counts[rank] = own
     distributed.all_reduce(counts)
     return int(counts[:rank].sum()), int(counts.sum())
-
-
-def _together() -> bool:
-    return distributed.is_available() and distributed.is_initialized()

@@ -234,7 +234,7 @@ class SharedRandomness(OracleDriven):
     def _rank(self) -> int:
         if self.rank is not None:
             return self.rank
-        return distributed.get_rank() if _together() else 0
+        return distributed.get_rank() if together() else 0
 
     def state_dict(self) -> dict[str, Any]:
         """As that of the other methods, with the scale; the log is not part of it."""
@@ -255,12 +255,13 @@ _OWN = ("estimator", "scale", "exact", "exchange", "rank", "log")
 
 def all_gather(codes: Tensor) -> Tensor:
     """Codes of all processes, in rank order; alone, one's own."""
-    if not _together():
+    if not together():
         return codes[None]
     rows = [torch.empty_like(codes) for _ in range(distributed.get_world_size())]
     distributed.all_gather(rows, codes)
     return torch.stack(rows)
 
 
-def _together() -> bool:
+def together() -> bool:
+    """Whether there are other processes to talk to."""
     return distributed.is_available() and distributed.is_initialized()

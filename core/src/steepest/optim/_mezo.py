@@ -2,7 +2,6 @@ r"""MeZO: descent with the memory of inference."""
 
 from __future__ import annotations
 
-import math
 from typing import Any, final
 
 import torch
@@ -134,11 +133,6 @@ class MeZO(OracleDriven):
         try:
             for group in self.param_groups:
                 check_hyperparameters("MeZO", group)
-            if not all(map(math.isfinite, projection.weights.values())):
-                raise RuntimeError(
-                    "MeZO: the loss is NaN or infinite near the parameters; nothing has moved. "
-                    "Lower lr if it grew, eps if it is fine at the parameters themselves"
-                )
         except BaseException:
             for group in self.param_groups:
                 self._move(group, answer, {}, 1.0)

@@ -34,10 +34,8 @@ sys.path.append("../../book")
 
 # %%
 import copy
-import inspect
 import math
 import statistics
-import textwrap
 import time
 import weakref
 from functools import partial
@@ -45,11 +43,13 @@ from itertools import pairwise
 
 import matplotlib.pyplot as plt
 import torch
+from IPython.display import display
 from plotting import BLUE, GRAY, PINK, RED, SKY, set_style
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from steepest import listing
 from steepest.estimators import SPSA, hutchinson
 from steepest.kernels import RULES
 from steepest.lightning import Classifier, DigitsData
@@ -74,12 +74,6 @@ COLORS = {
     "SAM": RED,
     "AdaHessian": PINK,
 }
-
-
-def show(*methods):
-    """Print methods as the package has them."""
-    for each in methods:
-        print(textwrap.dedent(inspect.getsource(each)))
 
 
 # %% [markdown]
@@ -218,10 +212,13 @@ print("one of AdaHessian more than one and a half times as much: True")
 #
 # No graph is needed. But $z$ is as large as the model, and so are a gradient and a copy of the weights to return to. MeZO keeps none of them. Noise is a function of (seed, element): it is made again each time that it is needed, added to the weights in place, and subtracted to return. What a step learns is the number $w$. With the seed, it *is* the step.
 #
-# **The method.** All of the conversation is {py:class}`~steepest.estimators.SPSA`'s; the update makes the directions a last time.
+# **The method.** All of the conversation is {py:class}`~steepest.estimators.SPSA`'s; the update makes the directions a last time. Each equation stands beside the line that computes it.
 
 # %%
-show(MeZO.query, SPSA.ask)
+display(
+    listing(SPSA.ask, start="for i in range", stop="return Projection"),
+    listing(MeZO.update, start="lr = float"),
+)
 
 # %% [markdown]
 # **Does it work in high dimension?** The guess has the squared length $(d+2)\,\|\nabla f\|^2$, so its step should have to shrink with $d$. The paper's answer: what limits a step is not the length of $\hat g$ but the curvature that it meets. Take $f = \tfrac12 \theta^\top P \theta$ with $P$ a projector of rank $r$, and follow the part $u = P\theta$ that matters:
@@ -359,7 +356,7 @@ print("tensors kept for a backward pass in a step:", len(saved))
 # **The method.**
 
 # %%
-show(SAM.query, SAM.update)
+listing(SAM.query, SAM.update)
 
 # %% [markdown]
 # Two details make or break it. The norm is *one* number over all parameters. And both gradients are of the same batch: an implementation that climbs by the previous batch's gradient measures another hill.
@@ -520,8 +517,7 @@ print("on a quadratic it is g + rho H g / |g|, to 1e-6: True")
 # **The method.** `d` is the size of the estimate; for convolutions it is averaged over the window.
 
 # %%
-show(AdaHessian.query)
-RULES["adahessian"]
+display(listing(AdaHessian.query), RULES["adahessian"])
 
 # %% [markdown]
 # **See it work.** Thirteen coordinates with curvatures $h_j$, evenly spaced on a log scale, each started where it contributes the same to the loss: at $h_j^{-1/2}$. This is a round bowl in which every coordinate has another unit. AdaHessian stays at its default learning rate. Adam and SGD with momentum 0.9 get the best of a grid *for each condition number*. Then the same bowl is turned by a random rotation; there AdaHessian has a grid, too.

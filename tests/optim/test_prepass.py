@@ -23,9 +23,9 @@ from steepest.optim._base import Slot
 
 @reduction
 def travelled(p, g, home):
-    # \lVert g \rVert^2
+    # $\lVert g \rVert^2$
     gg = xp.sum(g * g)
-    # \lVert \theta - \theta_0 \rVert^2
+    # $\lVert \theta - \theta_0 \rVert^2$
     d = p - home
     dd = xp.sum(d * d)
     return gg, dd
@@ -33,7 +33,7 @@ def travelled(p, g, home):
 
 @rule
 def scaled(p, g, *, lr, scale):
-    # \theta \leftarrow \theta - \eta s\, g
+    # $\theta \leftarrow \theta - \eta s\, g$
     step = lr * scale
     p = p - step * g
     return p  # noqa: RET504  (a rule returns names)

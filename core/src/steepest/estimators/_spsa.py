@@ -112,6 +112,7 @@ class SPSA(RandomEstimator):
             try:
                 for side in (1.0,) if self.one_sided else (1.0, -1.0):
                     step = side * self.eps * stretch
+                    # $\theta + \epsilon z_i, \text{ then } \theta - \epsilon z_i$
                     self._shift(free, seed, {i: step - offset})
                     offset = step
                     self._return(kept, home)
@@ -124,11 +125,13 @@ class SPSA(RandomEstimator):
                 self._return(kept, home)
             first, second = (*read, *base)
             width = self.eps if self.one_sided else 2 * self.eps
+            # $w_i = \frac{f(\theta + \epsilon z_i) - f(\theta - \epsilon z_i)}{2 \epsilon n}$
             slopes[i] = ((first - second) / (width * self.samples)).item() * stretch
             values += read
             if self.stay and i == self.samples - 1 and math.isfinite(slopes[i]):
                 back = {i: -offset}
             else:
+                # $\theta$
                 self._shift(free, seed, {i: -offset})
             check_slope(slopes[i])
         return Projection(base[0] if base else torch.stack(values).mean(), slopes, back)

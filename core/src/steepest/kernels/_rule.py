@@ -4,19 +4,19 @@ A rule is a function of one element of each tensor and of the step's scalars::
 
     @rule
     def sgd(p, g, *, lr):
-        # \theta \leftarrow \theta - \eta\, g
+        # $\theta \leftarrow \theta - \eta\, g$
         p = p - lr * g
         return p
 
 Positional arguments are tensors (``p`` the parameter, ``g`` its gradient, then state),
 keyword-only ones are numbers, and the names that it returns are what it writes. The comment
-above a line is that line's equation in TeX. Maths is an attribute of ``xp``.
+above a line is that line's equation in TeX, between dollars. Maths is an attribute of ``xp``.
 
 A reduction is the same with sums over a tensor's elements, and writes nothing::
 
     @reduction
     def squares(p, g):
-        # \lVert g \rVert^2
+        # $\lVert g \rVert^2$
         gg = xp.sum(g * g)
         return gg
 
@@ -39,6 +39,7 @@ from typing import Any
 
 from torch import Tensor
 
+from steepest._listing import source_lines, table
 from steepest.kernels import _xp_torch
 
 RULES: dict[str, Rule] = {}
@@ -95,26 +96,15 @@ class Rule:
     @cached_property
     def lines(self) -> list[tuple[str, str]]:
         """Pairs of an equation (TeX, may be empty) and the source line that computes it."""
-        pairs, equation = [], ""
-        source = textwrap.dedent(inspect.getsource(self.function)).splitlines()
-        start = next(i for i, line in enumerate(source) if line.rstrip().endswith(":")) + 1
-        for line in map(str.strip, source[start:]):
-            if line.startswith("#"):
-                equation = f"{equation} {line[1:].strip()}".strip()
-            elif line and not line.startswith("return"):
-                pairs.append((equation, line))
-                equation = ""
-        return pairs
+        found = source_lines(self.function)
+        return [(tex, line) for tex, line in found if not line.startswith("return")]
 
     def __repr__(self) -> str:
         return f"{self.__name__}({', '.join(self.tensors)}; {', '.join(self.numbers)})"
 
     def _repr_markdown_(self) -> str:
         """Show each equation beside its line in a notebook."""
-        bar = r"\vert "  # a bare | would end the table's cell
-        rows = [f"| ${tex.replace('|', bar)}$ | `{code}` |" for tex, code in self.lines]
-        head = f"| equation | `{self!r}` |"
-        return "\n".join([head, "|:--|:--|", *rows])
+        return table(repr(self), self.lines)
 
 
 _OWN = {

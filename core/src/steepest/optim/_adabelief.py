@@ -12,13 +12,13 @@ from steepest.optim._base import Elementwise, Group, Params, Slot
 
 @rule
 def adabelief(p, g, m, s, *, lr, beta1, beta2, eps, wd, c1, c2):
-    # \theta \leftarrow (1 - \eta\lambda)\,\theta
+    # $\theta \leftarrow (1 - \eta\lambda)\,\theta$
     p = p * (1 - lr * wd)
-    # m \leftarrow \beta_1 m + (1 - \beta_1)\, g
+    # $m \leftarrow \beta_1 m + (1 - \beta_1)\, g$
     m = m + (g - m) * (1 - beta1)
-    # s \leftarrow \beta_2 s + (1 - \beta_2)\, (g - m)^2 + \epsilon
+    # $s \leftarrow \beta_2 s + (1 - \beta_2)\, (g - m)^2 + \epsilon$
     s = s + ((g - m) * (g - m) - s) * (1 - beta2) + eps
-    # \theta \leftarrow \theta - \eta\, \hat m / (\sqrt{\hat s} + \epsilon)
+    # $\theta \leftarrow \theta - \eta\, \hat m / (\sqrt{\hat s} + \epsilon)$
     p = p - lr / c1 * m / (xp.sqrt(s) / c2 + eps)
     return p, m, s
 

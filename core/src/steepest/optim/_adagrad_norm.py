@@ -14,18 +14,18 @@ from steepest.optim._base import Coefficients, Elementwise, Group, Measured, Par
 
 @reduction
 def gradient_square(p, g):
-    # s = g^2
+    # $s = g^2$
     s = g * g
-    # \lVert g \rVert^2
+    # $\lVert g \rVert^2$
     gg = xp.sum(s)
     return gg  # noqa: RET504  (a reduction returns names)
 
 
 @rule
 def adagrad_norm(p, g, *, lr, root):
-    # \eta_t = \eta / \sqrt{\gamma^2 + \sum_s \lVert g_s \rVert^2}
+    # $\eta_t = \eta / \sqrt{\gamma^2 + \sum_s \lVert g_s \rVert^2}$
     rate = lr / root
-    # \theta \leftarrow \theta - \eta_t\, g
+    # $\theta \leftarrow \theta - \eta_t\, g$
     p = p - rate * g
     return p  # noqa: RET504
 

@@ -18,28 +18,28 @@ from steepest.oracles import Objective
 
 @rule
 def adahessian(p, g, d, m, v, *, lr, beta1, beta2, eps, wd, c1, c2):
-    # \theta \leftarrow (1 - \eta\lambda)\,\theta
+    # $\theta \leftarrow (1 - \eta\lambda)\,\theta$
     p = p * (1 - lr * wd)
-    # m \leftarrow \beta_1 m + (1 - \beta_1)\, g
+    # $m \leftarrow \beta_1 m + (1 - \beta_1)\, g$
     m = m + (g - m) * (1 - beta1)
-    # v \leftarrow \beta_2 v + (1 - \beta_2)\, D^2
+    # $v \leftarrow \beta_2 v + (1 - \beta_2)\, D^2$
     v = v + (d * d - v) * (1 - beta2)
-    # \theta \leftarrow \theta - \eta\, \hat m / (\sqrt{\hat v} + \epsilon)
+    # $\theta \leftarrow \theta - \eta\, \hat m / (\sqrt{\hat v} + \epsilon)$
     p = p - lr / c1 * m / (xp.sqrt(v) / c2 + eps)
     return p, m, v
 
 
 @rule
 def adahessian_power(p, g, d, m, v, *, lr, beta1, beta2, eps, wd, power, c1, c2):
-    # \theta \leftarrow (1 - \eta\lambda)\,\theta
+    # $\theta \leftarrow (1 - \eta\lambda)\,\theta$
     p = p * (1 - lr * wd)
-    # m \leftarrow \beta_1 m + (1 - \beta_1)\, g
+    # $m \leftarrow \beta_1 m + (1 - \beta_1)\, g$
     m = m + (g - m) * (1 - beta1)
-    # v \leftarrow \beta_2 v + (1 - \beta_2)\, D^2
+    # $v \leftarrow \beta_2 v + (1 - \beta_2)\, D^2$
     v = v + (d * d - v) * (1 - beta2)
-    # s \leftarrow \max(\sqrt{\hat v}, 10^{-30})^{k}
+    # $s \leftarrow \max(\sqrt{\hat v}, 10^{-30})^{k}$
     s = xp.exp(power * xp.log(xp.maximum(xp.sqrt(v) / c2, 1e-30)))
-    # \theta \leftarrow \theta - \eta\, \hat m / (s + \epsilon)
+    # $\theta \leftarrow \theta - \eta\, \hat m / (s + \epsilon)$
     p = p - lr / c1 * m / (s + eps)
     return p, m, v
 
@@ -150,6 +150,7 @@ class AdaHessian(OracleDriven, Elementwise):
 
     def query(self, objective: Objective) -> Answer:
         """Gradient, and estimate of the Hessian's diagonal."""
+        # $g, \quad h = z \odot \nabla^2 f(\theta)\, z, \quad z_j = \pm 1$
         return Answer(objective, *hutchinson(objective, self.draw(), self.samples))
 
     def update(self, answer: Answer) -> None:

@@ -14,43 +14,43 @@ MOMENTS = {"m": Slot("exp_avg"), "v": Slot("exp_avg_sq")}
 
 @rule
 def adam(p, g, m, v, *, lr, beta1, beta2, eps, wd, c1, c2):
-    # g \leftarrow g + \lambda\,\theta
+    # $g \leftarrow g + \lambda\,\theta$
     g = g + wd * p
-    # m \leftarrow \beta_1 m + (1 - \beta_1)\, g
+    # $m \leftarrow \beta_1 m + (1 - \beta_1)\, g$
     m = m + (g - m) * (1 - beta1)
-    # v \leftarrow \beta_2 v + (1 - \beta_2)\, g^2
+    # $v \leftarrow \beta_2 v + (1 - \beta_2)\, g^2$
     v = v + (g * g - v) * (1 - beta2)
-    # \theta \leftarrow \theta - \eta\, \hat m / (\sqrt{\hat v} + \epsilon)
+    # $\theta \leftarrow \theta - \eta\, \hat m / (\sqrt{\hat v} + \epsilon)$
     p = p - lr / c1 * m / (xp.sqrt(v) / c2 + eps)
     return p, m, v
 
 
 @rule
 def amsgrad(p, g, m, v, vmax, *, lr, beta1, beta2, eps, l2, wd, c1, c2):
-    # g \leftarrow g + \lambda_2\,\theta
+    # $g \leftarrow g + \lambda_2\,\theta$
     g = g + l2 * p
-    # \theta \leftarrow (1 - \eta\lambda)\,\theta
+    # $\theta \leftarrow (1 - \eta\lambda)\,\theta$
     p = p * (1 - lr * wd)
-    # m \leftarrow \beta_1 m + (1 - \beta_1)\, g
+    # $m \leftarrow \beta_1 m + (1 - \beta_1)\, g$
     m = m + (g - m) * (1 - beta1)
-    # v \leftarrow \beta_2 v + (1 - \beta_2)\, g^2
+    # $v \leftarrow \beta_2 v + (1 - \beta_2)\, g^2$
     v = v + (g * g - v) * (1 - beta2)
-    # v^{\max} \leftarrow \max(v^{\max}, v)
+    # $v^{\max} \leftarrow \max(v^{\max}, v)$
     vmax = xp.maximum(vmax, v)
-    # \theta \leftarrow \theta - \eta\, \hat m / (\sqrt{\hat v^{\max}} + \epsilon)
+    # $\theta \leftarrow \theta - \eta\, \hat m / (\sqrt{\hat v^{\max}} + \epsilon)$
     p = p - lr / c1 * m / (xp.sqrt(vmax) / c2 + eps)
     return p, m, v, vmax
 
 
 @rule
 def adamax(p, g, m, u, *, lr, beta1, beta2, wd, c1):
-    # g \leftarrow g + \lambda\,\theta
+    # $g \leftarrow g + \lambda\,\theta$
     g = g + wd * p
-    # m \leftarrow \beta_1 m + (1 - \beta_1)\, g
+    # $m \leftarrow \beta_1 m + (1 - \beta_1)\, g$
     m = m + (g - m) * (1 - beta1)
-    # u \leftarrow \max(\beta_2 u, |g|)
+    # $u \leftarrow \max(\beta_2 u, |g|)$
     u = xp.maximum(beta2 * u, xp.abs(g))
-    # \theta \leftarrow \theta - \eta\, \hat m / u \quad (0\ \text{where}\ u = 0)
+    # $\theta \leftarrow \theta - \eta\, \hat m / u \quad (0\ \text{where}\ u = 0)$
     p = p - lr / c1 * m / xp.where(u > 0, u, 1)
     return p, m, u
 

@@ -12,13 +12,13 @@ from steepest.optim._base import Elementwise, Group, Params
 
 @rule
 def adam_atan2(p, g, m, v, *, lr, beta1, beta2, wd, a, b, c1, c2):
-    # \theta \leftarrow (1 - \eta\lambda)\,\theta
+    # $\theta \leftarrow (1 - \eta\lambda)\,\theta$
     p = p * (1 - lr * wd)
-    # m \leftarrow \beta_1 m + (1 - \beta_1)\, g
+    # $m \leftarrow \beta_1 m + (1 - \beta_1)\, g$
     m = m + (g - m) * (1 - beta1)
-    # v \leftarrow \beta_2 v + (1 - \beta_2)\, g^2
+    # $v \leftarrow \beta_2 v + (1 - \beta_2)\, g^2$
     v = v + (g * g - v) * (1 - beta2)
-    # \theta \leftarrow \theta - \eta\, a \mathrm{atan2}(\hat m,\; b \sqrt{\hat v})
+    # $\theta \leftarrow \theta - \eta\, a \mathrm{atan2}(\hat m,\; b \sqrt{\hat v})$
     p = p - lr * a * xp.atan2(m / c1, b / c2 * xp.sqrt(v))
     return p, m, v
 

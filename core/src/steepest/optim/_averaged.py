@@ -18,9 +18,9 @@ from steepest.optim._wrapper import Wrapper
 
 @rule
 def average(p, mean, *, weight):
-    # d = \theta - \bar\theta
+    # $d = \theta - \bar\theta$
     d = p - mean
-    # \bar\theta \leftarrow \bar\theta + w_t\, d
+    # $\bar\theta \leftarrow \bar\theta + w_t\, d$
     mean = mean + weight * d
     return mean  # noqa: RET504  (a rule returns names)
 

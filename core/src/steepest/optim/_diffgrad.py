@@ -12,17 +12,17 @@ from steepest.optim._base import Elementwise, Group, Params, Slot
 
 @rule
 def diffgrad(p, g, m, v, last, *, lr, beta1, beta2, eps, wd, c1, c2):
-    # g \leftarrow g + \lambda\,\theta
+    # $g \leftarrow g + \lambda\,\theta$
     g = g + wd * p
-    # m \leftarrow \beta_1 m + (1 - \beta_1)\, g
+    # $m \leftarrow \beta_1 m + (1 - \beta_1)\, g$
     m = m + (g - m) * (1 - beta1)
-    # v \leftarrow \beta_2 v + (1 - \beta_2)\, g^2
+    # $v \leftarrow \beta_2 v + (1 - \beta_2)\, g^2$
     v = v + (g * g - v) * (1 - beta2)
-    # \xi \leftarrow 1 / (1 + e^{-|g - g'|})
+    # $\xi \leftarrow 1 / (1 + e^{-|g - g'|})$
     xi = 1 / (1 + xp.exp(-xp.abs(g - last)))
-    # \theta \leftarrow \theta - \eta\, \xi\, \hat m / (\sqrt{\hat v} + \epsilon)
+    # $\theta \leftarrow \theta - \eta\, \xi\, \hat m / (\sqrt{\hat v} + \epsilon)$
     p = p - lr / c1 * xi * m / (xp.sqrt(v) / c2 + eps)
-    # g' \leftarrow g
+    # $g' \leftarrow g$
     last = g
     return p, m, v, last
 

@@ -17,24 +17,24 @@ TITLE = "DoG is SGD's Best Friend: A Parameter-Free Dynamic Step Size Schedule"
 
 @reduction
 def dog_norms(p, g, start, *, wd):
-    # g \leftarrow g + \lambda\theta
+    # $g \leftarrow g + \lambda\theta$
     g = g + wd * p
-    # \lVert g \rVert^2
+    # $\lVert g \rVert^2$
     gg = xp.sum(g * g)
-    # d = \theta - \theta_0
+    # $d = \theta - \theta_0$
     d = p - start
-    # \lVert d \rVert^2
+    # $\lVert d \rVert^2$
     dd = xp.sum(d * d)
-    # \lVert \theta \rVert^2
+    # $\lVert \theta \rVert^2$
     pp = xp.sum(p * p)
     return gg, dd, pp
 
 
 @rule
 def dog(p, g, *, lr, rate, wd):
-    # g \leftarrow g + \lambda\theta
+    # $g \leftarrow g + \lambda\theta$
     g = g + wd * p
-    # \theta \leftarrow \theta - c\, \eta_t\, g
+    # $\theta \leftarrow \theta - c\, \eta_t\, g$
     p = p - lr * rate * g
     return p  # noqa: RET504  (a rule returns names)
 

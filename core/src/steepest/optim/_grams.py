@@ -12,13 +12,13 @@ from steepest.optim._base import Elementwise, Group, Params
 
 @rule
 def grams(p, g, m, v, *, lr, beta1, beta2, eps, wd, c1, c2):
-    # \theta \leftarrow (1 - \eta\lambda)\,\theta
+    # $\theta \leftarrow (1 - \eta\lambda)\,\theta$
     p = p * (1 - lr * wd)
-    # m \leftarrow \beta_1 m + (1 - \beta_1)\, g
+    # $m \leftarrow \beta_1 m + (1 - \beta_1)\, g$
     m = m + (g - m) * (1 - beta1)
-    # v \leftarrow \beta_2 v + (1 - \beta_2)\, g^2
+    # $v \leftarrow \beta_2 v + (1 - \beta_2)\, g^2$
     v = v + (g * g - v) * (1 - beta2)
-    # \theta \leftarrow \theta - \eta\, \mathrm{sign}(g)\, |\hat m| / (\sqrt{\hat v} + \epsilon)
+    # $\theta \leftarrow \theta - \eta\, \mathrm{sign}(g)\, |\hat m| / (\sqrt{\hat v} + \epsilon)$
     p = p - lr / c1 * xp.sign(g) * xp.abs(m) / (xp.sqrt(v) / c2 + eps)
     return p, m, v
 

@@ -14,13 +14,13 @@ from steepest.optim._base import Coefficients, Elementwise, Group, Measured, Par
 
 @rule
 def gravity(p, g, v, *, lr, beta, peak):
-    # r \leftarrow g \cdot \max|G|
+    # $r \leftarrow g \cdot \max|G|$
     r = g * peak
-    # \zeta \leftarrow g / (1 + r^2)
+    # $\zeta \leftarrow g / (1 + r^2)$
     zeta = g / (1 + r * r)
-    # V \leftarrow \hat\beta\, V + (1 - \hat\beta)\, \zeta
+    # $V \leftarrow \hat\beta\, V + (1 - \hat\beta)\, \zeta$
     v = v + (zeta - v) * (1 - beta)
-    # \theta \leftarrow \theta - \eta\, V
+    # $\theta \leftarrow \theta - \eta\, V$
     p = p - lr * v
     return p, v
 

@@ -17,9 +17,9 @@ from steepest.optim._wrapper import Memory
 
 @rule
 def grokfast(p, g, mean, *, lamb, beta):
-    # h \leftarrow \beta h + (1 - \beta)\, g
+    # $h \leftarrow \beta h + (1 - \beta)\, g$
     mean = mean + (g - mean) * (1 - beta)
-    # \tilde g = g + \lambda h
+    # $\tilde g = g + \lambda h$
     g = g + lamb * mean
     return g, mean
 

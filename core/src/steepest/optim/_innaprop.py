@@ -14,30 +14,30 @@ TITLE = "A second-order-like optimizer with adaptive gradient scaling for deep l
 
 @rule
 def inna(p, g, a, *, lr, alpha, beta, wd):
-    # \theta \leftarrow (1 - \gamma\lambda)\,\theta
+    # $\theta \leftarrow (1 - \gamma\lambda)\,\theta$
     p = p * (1 - lr * wd)
-    # d \leftarrow \theta - \phi
+    # $d \leftarrow \theta - \phi$
     d = p - a
-    # \phi \leftarrow \phi + \tfrac{\gamma}{\beta}\, d
+    # $\phi \leftarrow \phi + \tfrac{\gamma}{\beta}\, d$
     a = a + lr / beta * d
-    # \theta \leftarrow \theta + \tfrac{\gamma}{\beta} (1 - \alpha\beta)\, d - \gamma\beta\, g
+    # $\theta \leftarrow \theta + \tfrac{\gamma}{\beta} (1 - \alpha\beta)\, d - \gamma\beta\, g$
     p = p + lr / beta * (1 - alpha * beta) * d - lr * beta * g
     return p, a
 
 
 @rule
 def innaprop(p, g, a, v, *, lr, alpha, beta, sigma, eps, wd, c2):
-    # \theta \leftarrow (1 - \gamma\lambda)\,\theta
+    # $\theta \leftarrow (1 - \gamma\lambda)\,\theta$
     p = p * (1 - lr * wd)
-    # v \leftarrow \sigma v + (1 - \sigma)\, g^2
+    # $v \leftarrow \sigma v + (1 - \sigma)\, g^2$
     v = v + (g * g - v) * (1 - sigma)
-    # s \leftarrow g / (\sqrt{\hat v} + \epsilon)
+    # $s \leftarrow g / (\sqrt{\hat v} + \epsilon)$
     s = g / (xp.sqrt(v) / c2 + eps)
-    # d \leftarrow \theta - \phi
+    # $d \leftarrow \theta - \phi$
     d = p - a
-    # \phi \leftarrow \phi + \tfrac{\gamma}{\beta}\, d
+    # $\phi \leftarrow \phi + \tfrac{\gamma}{\beta}\, d$
     a = a + lr / beta * d
-    # \theta \leftarrow \theta + \tfrac{\gamma}{\beta} (1 - \alpha\beta)\, d - \gamma\beta\, s
+    # $\theta \leftarrow \theta + \tfrac{\gamma}{\beta} (1 - \alpha\beta)\, d - \gamma\beta\, s$
     p = p + lr / beta * (1 - alpha * beta) * d - lr * beta * s
     return p, a, v
 

@@ -119,6 +119,7 @@ class MeZO(OracleDriven):
         Where the update follows at once, parameters stay at the last probe, and come back with it.
         """
         self.estimator.stay = self._at_once
+        # $w_i = \frac{f(\theta + \epsilon z_i) - f(\theta - \epsilon z_i)}{2 \epsilon n}$
         projection = self.estimator.project(objective, self.draw())
         if self.clip is not None:
             bound = self.clip / self.estimator.samples
@@ -139,6 +140,7 @@ class MeZO(OracleDriven):
             raise
         for group in self.param_groups:
             lr = float(group["lr"]) * (-1.0 if group["maximize"] else 1.0)
+            # $\theta \leftarrow (1 - \eta\lambda)\,\theta - \eta \sum_i w_i z_i$
             step = {i: -lr * w for i, w in projection.weights.items()}
             keep = 1 - float(group["lr"]) * float(group["weight_decay"])
             self._move(group, answer, step, keep)

@@ -14,29 +14,29 @@ from steepest.optim._base import Coefficients, Elementwise, Group, Measured, Par
 
 @rule
 def proximal_gradient(p, g, *, lr, l1, l2):
-    # y = \theta - \eta\, g
+    # $y = \theta - \eta\, g$
     y = p - lr * g
-    # \theta \leftarrow \operatorname{sign}(y) \max(|y| - \eta\lambda_1, 0)
+    # $\theta \leftarrow \operatorname{sign}(y) \max(|y| - \eta\lambda_1, 0)$
     p = xp.sign(y) * xp.maximum(xp.abs(y) - lr * l1, 0.0)
-    # \theta \leftarrow \theta / (1 + \eta\lambda_2)
+    # $\theta \leftarrow \theta / (1 + \eta\lambda_2)$
     p = p / (1 + lr * l2)
     return p  # noqa: RET504  (a rule returns names)
 
 
 @reduction
 def mass(p, g, *, lr, low):
-    # w_i = \theta_i\, e^{-\eta (g_i - \min g)}
+    # $w_i = \theta_i\, e^{-\eta (g_i - \min g)}$
     w = p * xp.exp(-lr * (g - low))
-    # Z = \sum_i w_i
+    # $Z = \sum_i w_i$
     total = xp.sum(w)
     return total  # noqa: RET504
 
 
 @rule
 def exponentiated_gradient(p, g, *, lr, low, total):
-    # w_i = \theta_i\, e^{-\eta (g_i - \min g)}
+    # $w_i = \theta_i\, e^{-\eta (g_i - \min g)}$
     w = p * xp.exp(-lr * (g - low))
-    # \theta_i \leftarrow w_i / Z
+    # $\theta_i \leftarrow w_i / Z$
     p = w / total
     return p  # noqa: RET504
 

@@ -19,26 +19,26 @@ from steepest.oracles import Objective
 
 @reduction
 def secant(p, y, h, diag, old, *, beta, truncation):
-    # D \leftarrow \beta D + (1 - \beta)\, z \odot H z
+    # $D \leftarrow \beta D + (1 - \beta)\, z \odot H z$
     diag = diag + (h - diag) * (1 - beta)
-    # \hat D = \max(|D|, \alpha)
+    # $\hat D = \max(|D|, \alpha)$
     scale = xp.maximum(xp.abs(diag), truncation)
-    # \lVert \theta - \theta^- \rVert^2_{\hat D}
+    # $\lVert \theta - \theta^- \rVert^2_{\hat D}$
     moved = xp.sum(scale * (p - old) * (p - old))
-    # \lVert g - g^- \rVert^2_{\hat D^{-1}}
+    # $\lVert g - g^- \rVert^2_{\hat D^{-1}}$
     changed = xp.sum(y * y / scale)
     return moved, changed
 
 
 @rule
 def oasis(p, g, h, diag, old, *, lr, eta, beta, truncation):
-    # D \leftarrow \beta D + (1 - \beta)\, z \odot H z
+    # $D \leftarrow \beta D + (1 - \beta)\, z \odot H z$
     diag = diag + (h - diag) * (1 - beta)
-    # \hat D = \max(|D|, \alpha)
+    # $\hat D = \max(|D|, \alpha)$
     scale = xp.maximum(xp.abs(diag), truncation)
-    # \theta^- \leftarrow \theta
+    # $\theta^- \leftarrow \theta$
     old = p * 1.0
-    # \theta \leftarrow \theta - \eta\, \hat D^{-1} g
+    # $\theta \leftarrow \theta - \eta\, \hat D^{-1} g$
     p = p - lr * eta * g / scale
     return p, diag, old
 

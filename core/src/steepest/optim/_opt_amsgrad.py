@@ -15,21 +15,21 @@ from steepest.optim._base import Elementwise, Group, Params, Slot
 
 @rule
 def opt_amsgrad(p, g, w, m, v, vmax, hint, guess, *, lr, beta1, beta2, eps, wd):
-    # w \leftarrow (1 - \eta\lambda)\, w
+    # $w \leftarrow (1 - \eta\lambda)\, w$
     w = w * (1 - lr * wd)
-    # h \leftarrow \beta_1 m + (1 - \beta_1)\, \tilde g_{t+1}
+    # $h \leftarrow \beta_1 m + (1 - \beta_1)\, \tilde g_{t+1}$
     h = beta1 * m + (1 - beta1) * guess
-    # m \leftarrow \beta_1 m + (1 - \beta_1)\, g
+    # $m \leftarrow \beta_1 m + (1 - \beta_1)\, g$
     m = m + (g - m) * (1 - beta1)
-    # v \leftarrow \beta_2 v + (1 - \beta_2)\, (g - \tilde g_t)^2
+    # $v \leftarrow \beta_2 v + (1 - \beta_2)\, (g - \tilde g_t)^2$
     v = v + ((g - hint) * (g - hint) - v) * (1 - beta2)
-    # v^{\max} \leftarrow \max(v^{\max}, v)
+    # $v^{\max} \leftarrow \max(v^{\max}, v)$
     vmax = xp.maximum(vmax, v)
-    # w \leftarrow w - \eta\, m / (\sqrt{v^{\max}} + \epsilon)
+    # $w \leftarrow w - \eta\, m / (\sqrt{v^{\max}} + \epsilon)$
     w = w - lr * m / (xp.sqrt(vmax) + eps)
-    # \theta \leftarrow w - \eta\, h / (\sqrt{v^{\max}} + \epsilon)
+    # $\theta \leftarrow w - \eta\, h / (\sqrt{v^{\max}} + \epsilon)$
     p = w - lr * h / (xp.sqrt(vmax) + eps)
-    # \tilde g_t \leftarrow \tilde g_{t+1}
+    # $\tilde g_t \leftarrow \tilde g_{t+1}$
     hint = guess
     return p, w, m, v, vmax, hint
 

@@ -16,33 +16,33 @@ from steepest.optim._filter import Filter
 
 @reduction
 def products(p, g):
-    # \langle w, g \rangle
+    # $\langle w, g \rangle$
     pg = xp.sum(p * g)
-    # \langle w, w \rangle
+    # $\langle w, w \rangle$
     pp = xp.sum(p * p)
-    # \langle g, g \rangle
+    # $\langle g, g \rangle$
     gg = xp.sum(g * g)
     return pg, pp, gg
 
 
 @reduction
 def remainder(p, g, *, along):
-    # g_\perp = g - \alpha w
+    # $g_\perp = g - \alpha w$
     perp = g - along * p
-    # \langle w, g_\perp \rangle
+    # $\langle w, g_\perp \rangle$
     left = xp.sum(p * perp)
-    # \langle g_\perp, g_\perp \rangle
+    # $\langle g_\perp, g_\perp \rangle$
     square = xp.sum(perp * perp)
     return left, square
 
 
 @rule
 def perp_grad(p, g, *, along, again, ratio):
-    # g_\perp = g - \alpha w
+    # $g_\perp = g - \alpha w$
     perp = g - along * p
-    # g_\perp \leftarrow g_\perp - \alpha' w
+    # $g_\perp \leftarrow g_\perp - \alpha' w$
     perp = perp - again * p
-    # \tilde g = \frac{\lVert g \rVert}{\lVert g_\perp \rVert}\, g_\perp
+    # $\tilde g = \frac{\lVert g \rVert}{\lVert g_\perp \rVert}\, g_\perp$
     g = ratio * perp
     return g  # noqa: RET504  (a rule returns names)
 

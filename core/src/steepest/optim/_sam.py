@@ -87,19 +87,25 @@ class SAM(OracleDriven, Wrapper):
     @torch.no_grad()
     def query(self, objective: Objective) -> Answer:
         """The gradient here, and from it the gradient up there."""
+        # $g = \nabla f(\theta)$
         value, ascent = objective.gradient()
+        # $\lVert g \rVert$
         norm = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(g) for g in ascent]))
         params = [p.detach() for p in objective.params]
         home = [p.clone() for p in params]
         try:
             for p, g in zip(params, ascent, strict=True):
+                # $\theta + e, \quad e = \rho\, g / \lVert g \rVert$
                 p.add_(g * (self.rho / (norm + 1e-12)).to(g))
+            # $\tilde g = \nabla f(\theta + e)$
             gradient = objective.gradient().gradient
         finally:
             for p, start in zip(params, home, strict=True):
+                # $\theta$
                 p.copy_(start)
         return Answer(objective, value, gradient)
 
     def update(self, answer: Answer) -> None:
         """Step the optimizer, which reads the gradient in ``.grad``."""
+        # $\theta \leftarrow \text{any optimizer's step along } \tilde g$
         self.step_inside(answer.value)

@@ -14,76 +14,76 @@ from steepest.optim._base import Coefficients, Elementwise, Group, Measured, Par
 
 @rule
 def sania(p, g, v, *, lr, lamb, eps):
-    # v \leftarrow v + g^2
+    # $v \leftarrow v + g^2$
     v = v + g * g
-    # \theta \leftarrow \theta - \lambda\, B^{-1} g, \quad B = \max(v, \epsilon)
+    # $\theta \leftarrow \theta - \lambda\, B^{-1} g, \quad B = \max(v, \epsilon)$
     p = p - lr * lamb * g / xp.maximum(v, eps)
     return p, v
 
 
 @reduction
 def sania_norm(p, g, v, *, eps):
-    # v = v + g^2
+    # $v = v + g^2$
     v = v + g * g
-    # \lVert g \rVert^2_{B^{-1}}
+    # $\lVert g \rVert^2_{B^{-1}}$
     square = xp.sum(g * g / xp.maximum(v, eps))
     return square  # noqa: RET504  (a reduction returns names)
 
 
 @rule
 def sania_root(p, g, v, *, lr, lamb, eps):
-    # v \leftarrow v + g^2
+    # $v \leftarrow v + g^2$
     v = v + g * g
-    # \theta \leftarrow \theta - \lambda\, B^{-1} g, \quad B = \max(\sqrt v, \epsilon)
+    # $\theta \leftarrow \theta - \lambda\, B^{-1} g, \quad B = \max(\sqrt v, \epsilon)$
     p = p - lr * lamb * g / xp.maximum(xp.sqrt(v), eps)
     return p, v
 
 
 @reduction
 def sania_root_norm(p, g, v, *, eps):
-    # v = v + g^2
+    # $v = v + g^2$
     v = v + g * g
-    # \lVert g \rVert^2_{B^{-1}}
+    # $\lVert g \rVert^2_{B^{-1}}$
     square = xp.sum(g * g / xp.maximum(xp.sqrt(v), eps))
     return square  # noqa: RET504
 
 
 @rule
 def sania_adam(p, g, m, v, *, lr, lamb, beta1, beta2, eps, c1, c2):
-    # m \leftarrow \beta_1 m + (1 - \beta_1)\, g
+    # $m \leftarrow \beta_1 m + (1 - \beta_1)\, g$
     m = m + (g - m) * (1 - beta1)
-    # v \leftarrow \beta_2 v + (1 - \beta_2)\, g^2
+    # $v \leftarrow \beta_2 v + (1 - \beta_2)\, g^2$
     v = v + (g * g - v) * (1 - beta2)
-    # \theta \leftarrow \theta - \lambda\, B^{-1} \hat m, \quad B = \max(\hat v, \epsilon)
+    # $\theta \leftarrow \theta - \lambda\, B^{-1} \hat m, \quad B = \max(\hat v, \epsilon)$
     p = p - lr * lamb / c1 * m / xp.maximum(v / c2, eps)
     return p, m, v
 
 
 @reduction
 def sania_adam_norm(p, g, m, v, *, beta1, beta2, eps, c1, c2):
-    # \hat m
+    # $\hat m$
     m = (m + (g - m) * (1 - beta1)) / c1
-    # \hat v
+    # $\hat v$
     v = (v + (g * g - v) * (1 - beta2)) / c2
-    # \lVert \hat m \rVert^2_{B^{-1}}
+    # $\lVert \hat m \rVert^2_{B^{-1}}$
     square = xp.sum(m * m / xp.maximum(v, eps))
     return square  # noqa: RET504
 
 
 @rule
 def sania_identity(p, g, *, lr, lamb):
-    # s = -\lambda\, g
+    # $s = -\lambda\, g$
     s = -lr * lamb * g
-    # \theta \leftarrow \theta + s
+    # $\theta \leftarrow \theta + s$
     p = p + s
     return p  # noqa: RET504
 
 
 @reduction
 def sania_identity_norm(p, g):
-    # g^2
+    # $g^2$
     s = g * g
-    # \lVert g \rVert^2
+    # $\lVert g \rVert^2$
     square = xp.sum(s)
     return square  # noqa: RET504
 

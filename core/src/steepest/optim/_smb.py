@@ -20,11 +20,11 @@ _RARE, _FACTOR, _LARGEST = 0.05, 0.9, 20.0
 
 @rule
 def model_step(p, g, y, *, norm, change, eta):
-    # a = \frac{\eta\,(G + \eta Y)}{G + 2 \eta Y}
+    # $a = \frac{\eta\,(G + \eta Y)}{G + 2 \eta Y}$
     a = eta * (norm + eta * change) / (norm + 2 * eta * change)
-    # b = \frac{\eta^2 G}{G + 2 \eta Y}
+    # $b = \frac{\eta^2 G}{G + 2 \eta Y}$
     b = eta * eta * norm / (norm + 2 * eta * change)
-    # \tilde g = a\, g + b\, y
+    # $\tilde g = a\, g + b\, y$
     g = a * g + b * y
     return g  # noqa: RET504  (a rule returns names)
 

@@ -14,11 +14,11 @@ from steepest.optim._base import Elementwise, Group, Params, Slot
 
 @rule
 def triple_momentum(p, g, m, *, lr, inertia, lookahead):
-    # \xi \leftarrow \theta - \gamma\, m
+    # $\xi \leftarrow \theta - \gamma\, m$
     p = p - lookahead * m
-    # m \leftarrow \beta\, m - \eta\, g
+    # $m \leftarrow \beta\, m - \eta\, g$
     m = inertia * m - lr * g
-    # \theta \leftarrow \xi + (1 + \gamma)\, m
+    # $\theta \leftarrow \xi + (1 + \gamma)\, m$
     p = p + (1 + lookahead) * m
     return p, m
 

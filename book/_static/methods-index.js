@@ -15,13 +15,16 @@ for (const table of document.querySelectorAll("table.methods-index")) {
   status.setAttribute("role", "status");
   (table.closest(".pst-scrollable-table-container") ?? table).before(bar);
 
-  // A list to choose from, for columns with few different values.
+  // A list to choose from, for columns with few different values; a cell may have several.
+  const values = (row, column) => text(row, column).split(", ");
   const choices = [];
-  for (const title of ["Part", "Oracle", "Kernel"]) {
-    const column = headers.findIndex((header) => header.textContent.trim() === title);
+  for (const title of ["Part", "Oracle", "Passes", "State", "Kernel", "Claims", "Year"]) {
+    const column = headers.findIndex((header) => header.textContent.trim().startsWith(title));
     const select = document.createElement("select");
+    select.ariaLabel = title; // without it the name would have all options in it
     select.add(new Option("any", ""));
-    for (const value of new Set(rows.map((row) => text(row, column)).sort())) {
+    const known = new Set(rows.flatMap((row) => values(row, column)));
+    for (const value of [...known].sort((a, b) => a.localeCompare(b, "en", { numeric: true }))) {
       select.add(new Option(value));
     }
     const label = document.createElement("label");
@@ -38,7 +41,7 @@ for (const table of document.querySelectorAll("table.methods-index")) {
       const all = row.textContent.toLowerCase();
       row.hidden = !(
         words.every((word) => all.includes(word)) &&
-        choices.every(([column, { value }]) => !value || text(row, column) === value)
+        choices.every(([column, { value }]) => !value || values(row, column).includes(value))
       );
     }
     const shown = rows.filter((row) => !row.hidden).length;

@@ -119,6 +119,84 @@ def test_index_to_section_to_api_page_and_back(page):
     page.wait_for_url("**#grams")
 
 
+def test_the_index_narrows_by_every_list_and_sorts_by_keyboard(page):
+    page.goto("book/methods.html")
+    rows = page.locator("table.methods-index tbody tr:visible")
+    every = rows.count()
+    for label, value, some in (
+        ("Part", "First-order methods", "AdaBelief"),
+        ("Passes", "1 + 1", "AdamW"),
+        ("State", "0", "MeZO"),
+        ("Claims", "scale invariant", "INNAprop"),
+        ("Year", "2023", "MeZO"),
+    ):
+        page.get_by_label(label, exact=True).select_option(value)
+        assert 0 < rows.count() < every, label
+        assert some in " ".join(rows.all_inner_texts()), label
+        page.get_by_label(label, exact=True).select_option("any")
+    assert rows.count() == every
+    year = page.get_by_role("columnheader", name="Year")
+    year.get_by_role("button").focus()
+    years = []
+    for _ in range(2):
+        page.keyboard.press("Enter")
+        years.append([int(text) for text in rows.locator("td:nth-child(9)").all_inner_texts()])
+    assert years[0] == sorted(years[0])
+    assert years[1] == sorted(years[1], reverse=True)
+
+
+def test_the_keyboard_reaches_content_search_theme_and_next_page(page):
+    page.goto("chapters/start/asking-more.html")
+    page.keyboard.press("Tab")
+    assert page.evaluate("document.activeElement.textContent.trim()") == "Skip to main content"
+    page.keyboard.press("Enter")
+    assert page.evaluate("location.hash") == "#main-content"
+    reached = set()
+    for _ in range(400):
+        page.keyboard.press("Tab")
+        reached.add(
+            page.evaluate(
+                "(e => e.ariaLabel || e.title || e.className || e.tagName)(document.activeElement)"
+            )
+        )
+        outline = page.evaluate("getComputedStyle(document.activeElement).outlineStyle")
+        assert outline != "none" or page.evaluate("document.activeElement === document.body")
+        if "next page" in reached:
+            break
+    assert "next page" in reached
+    page.keyboard.press("Enter")
+    page.wait_for_url("**/book/playground.html")
+
+
+def corner(image):
+    """Mean lightness, 0 to 255, of the upper left corner of an element as it is on the screen."""
+    from PIL import Image
+
+    shot = Image.open(io.BytesIO(image.screenshot())).convert("L").crop((4, 4, 12, 12))
+    return sum(shot.tobytes()) / 64
+
+
+def test_plots_are_dark_in_dark_mode_and_pictures_keep_their_colors(page):
+    for mode, low, high in (("light", 240, 255), ("dark", 0, 60)):
+        page.emulate_media(color_scheme=mode)
+        page.goto("chapters/zeroth-order/searching-non-differentiable-programs.html")
+        assert low <= corner(page.locator("div.cell_output img.plot").first) <= high
+        assert corner(page.locator("div.cell_output img.picture").first) > 100
+
+
+def test_equations_stand_beside_their_lines_and_above_them_on_a_phone(page):
+    for width, beside in ((1440, True), (390, False)):
+        page.set_viewport_size({"width": width, "height": 900})
+        page.goto("chapters/start/asking-more.html")
+        table = page.locator("table.source").filter(has_text="optim.SAM.query")
+        line = table.locator("tr").filter(has_text="objective.gradient().gradient").first
+        equation, code = (line.locator("td").nth(i).bounding_box() for i in (0, 1))
+        assert (abs(equation["y"] - code["y"]) < 5) == beside
+        assert (equation["x"] + equation["width"] <= code["x"] + 1) == beside
+        bare = table.locator("tr").filter(has_text="finally:").locator("td").first
+        assert beside or not bare.is_visible()
+
+
 def test_dark_mode_toggles_and_stays(page):
     page.goto("book/index.html")
     background = "getComputedStyle(document.body).backgroundColor"
@@ -269,6 +347,7 @@ FAINT = """() => {
         "book/playground.html",
         "book/api/optim.html",
         "chapters/first-order/adam-and-its-repairs.html",
+        "chapters/start/asking-more.html",
     ],
 )
 def test_text_stands_out(page, path, mode):

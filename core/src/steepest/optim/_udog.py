@@ -35,10 +35,10 @@ class UDoG(OracleDriven):
 
     .. math::
 
-        m_t &= \nabla f\Bigl(\frac{W_{t-1} \bar x_{t-1} + w_t y_t}{W_t}\Bigr), &
-        x_{t+1} &= y_t - \frac{w_t}{\sqrt{G^x_t}}\, m_t, \\
-        \bar x_t &= \frac{W_{t-1} \bar x_{t-1} + w_t x_{t+1}}{W_t}, &
-        y_{t+1} &= y_t - \frac{w_t}{\sqrt{G^y_t}}\, \nabla f(\bar x_t).
+        m_t &= \nabla f\Bigl(\frac{W_{t-1} \bar x_{t-1} + w_t y_t}{W_t}\Bigr), \qquad
+        x_{t+1} = y_t - \frac{w_t}{\sqrt{G^x_t}}\, m_t, \\
+        \bar x_t &= \frac{W_{t-1} \bar x_{t-1} + w_t x_{t+1}}{W_t}, \qquad
+        y_{t+1} = y_t - \frac{w_t}{\sqrt{G^y_t}}\, \nabla f(\bar x_t).
 
     Gradients are taken at averages of the whole past, with weights that grow linearly: that is
     Nesterov's acceleration, written as an average. The steps have in their roots

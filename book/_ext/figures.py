@@ -1,4 +1,8 @@
-"""A text for every figure of a chapter, for who cannot see it: what its code writes on it."""
+"""Figures of chapters: a text for who cannot see them, and a mark on those that dark mode inverts.
+
+The text is what the code writes on the figure. Plots are inverted; an image that a figure shows is
+not, since its black is black.
+"""
 
 from __future__ import annotations
 
@@ -43,18 +47,26 @@ def describe(code: str) -> str:
     return "Figure. " + ("; ".join(parts) if parts else "Drawn by the code above") + "."
 
 
-def set_alt(app: Sphinx, document: nodes.document) -> None:
-    """Give the figures of each cell its description."""
+def drawings(code: str, count: int) -> list[str]:
+    """The code of each of a cell's figures: up to its ``plt.show()``, or all of the cell."""
+    parts = code.split("plt.show()")[:-1]
+    return parts if len(parts) == count else [code] * count
+
+
+def mark(app: Sphinx, document: nodes.document) -> None:
+    """Give the figures of each cell their descriptions, and say which are plots."""
     for cell in document.findall(nodes.container):
         if cell.get("nb_element") != "cell_code":
             continue
         images = [image for image in cell.findall(nodes.image) if not image.get("alt")]
         source = next(iter(cell.findall(nodes.literal_block)), None)
-        for image in images:
-            image["alt"] = describe(source.astext() if source else "")
+        codes = drawings(source.astext() if source else "", len(images))
+        for image, code in zip(images, codes, strict=True):
+            image["alt"] = describe(code)
+            image["classes"] += ["picture" if "imshow(" in code else "plot"]
 
 
 def setup(app: Sphinx) -> dict[str, bool]:
     """Connect to Sphinx."""
-    app.connect("doctree-read", set_alt)
+    app.connect("doctree-read", mark)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -5,6 +5,8 @@ PORT ?= 8000
 BIN := .venv/bin
 ENV := .venv/.ready
 HTML := book/_build/html
+TEX := latexmk texlive-xetex texlive-latex-extra texlive-fonts-recommended fonts-freefont-otf \
+	fonts-dejavu-core
 NOTEBOOKS = $(wildcard chapters/*/*.ipynb)
 
 # Idle OpenMP threads sleep: spinning, they take the cores of whoever else works here.
@@ -12,7 +14,7 @@ export OMP_WAIT_POLICY := passive
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help book serve lab refresh test lint types imports unit guard environment notebooks site lock clean
+.PHONY: help book pdf tex serve lab refresh test lint types imports unit guard environment notebooks site lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -36,6 +38,17 @@ $(ENV): requirements.lock core/pyproject.toml
 book: $(ENV) ## build the book; a warning fails it
 	$(call check,book,$(BIN)/jupyter-book build . --path-output book --all -W -n --keep-going)
 	@echo "Open file://$(abspath $(HTML))/index.html or run: make serve"
+
+pdf: $(ENV) ## make the book as one PDF (needs latexmk and XeLaTeX)
+	@command -v latexmk >/dev/null && command -v xelatex >/dev/null || { echo "error: latexmk or \
+	xelatex is missing; on Debian and Ubuntu: apt install $(TEX)" >&2; exit 1; }
+	$(call check,LaTeX,$(BIN)/jupyter-book build . --path-output book --builder latex -W -n --keep-going)
+	$(call check,PDF,cd book/_build/latex && { latexmk -xelatex -interaction=batchmode \
+		-halt-on-error steepest.tex || { grep -A6 '^!' steepest.log; false; }; })
+	@echo "Open file://$(abspath book/_build/latex/steepest.pdf)"
+
+tex:
+	@echo $(TEX)
 
 serve: ## serve the built book on this machine (PORT=8000)
 	@test -f $(HTML)/index.html || { echo "error: no book yet; run: make book" >&2; exit 1; }

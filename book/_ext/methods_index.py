@@ -16,6 +16,7 @@ from typing import Any
 import yaml
 from docutils import nodes
 from pybtex.database import BibliographyData, parse_file
+from sphinx.addnodes import tabular_col_spec
 from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
 
@@ -35,6 +36,8 @@ COLUMNS = (
     "Year",
     "Paper",
 )
+WIDTHS = (18, 16, 10, 9, 6, 5, 7, 11, 5, 19)
+"""Of the columns on a printed page, in shares of its width."""
 
 
 @cache
@@ -130,8 +133,13 @@ class MethodsIndex(SphinxDirective):
         text = "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
         parsed = self.parse_text_to_nodes(text)
         for table in (found for node in parsed for found in node.findall(nodes.table)):
-            table["classes"] += ["methods-index"]
-        return [nodes.container("", *parsed, classes=["methods-wide"])]
+            table["classes"] += ["methods-index", "longtable"]
+        widths = "".join(rf"\X{{{width}}}{{{sum(WIDTHS)}}}" for width in WIDTHS)
+        small, normal = (
+            nodes.raw("", text, format="latex") for text in (r"\begingroup\tiny", r"\endgroup")
+        )
+        inside = [small, tabular_col_spec(spec=widths), *parsed, normal]
+        return [nodes.container("", *inside, classes=["methods-wide"])]
 
 
 def forget(app: Sphinx) -> None:

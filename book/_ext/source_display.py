@@ -15,7 +15,7 @@ from typing import Any
 
 from api_pages import origins, public_names
 from docutils import nodes
-from sphinx.addnodes import pending_xref
+from sphinx.addnodes import pending_xref, tabular_col_spec
 from sphinx.application import Sphinx
 from sphinx.util import logging
 
@@ -113,9 +113,14 @@ def check(app: Sphinx, document: nodes.document) -> None:
                 path,
                 location=where,
             )
-        for line in next(iter(table.findall(nodes.tbody))).findall(nodes.literal):
-            line["classes"] += ["code", "highlight"]
-            line["language"] = "python"
+        for row in next(iter(table.findall(nodes.tbody))).findall(nodes.row):
+            if not row[0].astext():
+                row[0].clear()  # of an empty paragraph, which would take a line
+            for line in row.findall(nodes.literal):
+                line["classes"] += ["code", "highlight"]
+                line["language"] = "python"
+        widths = r"\X{3}{10}\X{7}{10}"
+        table.parent.insert(table.parent.index(table), tabular_col_spec(spec=widths))
         function = getattr(function, "fget", None) or function
         if target := symbol(inspect.unwrap(function)):
             link = pending_xref(

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from docutils import nodes
+from docutils.parsers.rst import directives
 from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
 
@@ -25,7 +26,7 @@ SETS = {
 TORCH = ("torch, fused", "torch, foreach", "torch, for-loop")
 HEAD = ("Optimizer", "fused", "torch backend", "torch.optim", "peer", "peer / fused")
 HEAD += ("allocated", "of copy")
-BARS = {"ours": "#0072B2", "torch, fused": "#999999", "pytorch_optimizer": "#D55E00"}
+COLORS = ("#0072B2", "#999999", "#D55E00")
 Rows = dict[str, dict[str, dict[str, Any]]]
 """Optimizer -> implementation -> row of the file."""
 
@@ -68,43 +69,48 @@ def mean_speedup(rows: Rows) -> tuple[float, int] | None:
 
 
 def bars(rows: Rows) -> str:
-    """SVG: milliseconds of a step, a group of bars an optimizer; text has the page's color."""
-    width, left, bar, gap = 640, 130, 9, 8  # pixels
-    longest = max(
-        row[name]["ms"]
-        for row in rows.values()
-        for name in (ours(row), "torch, fused", "pytorch_optimizer")
-        if name in row
-    )
-    parts, y = [], 6.0
+    """Milliseconds of a step: ours, torch's and the peer's."""
+    groups = {}
     for optimizer, row in sorted(rows.items()):
-        shown = {"ours": ours(row), "torch, fused": "torch, fused"}
-        shown["pytorch_optimizer"] = "pytorch_optimizer"
-        present = [(label, row[name]["ms"]) for label, name in shown.items() if name in row]
-        middle = y + bar * len(present) / 2 + 4
+        names = (ours(row), "torch, fused", "pytorch_optimizer")
+        present = zip(("steepest, fused", "torch, fused", "pytorch_optimizer"), names, strict=True)
+        groups[optimizer] = {label: row[name]["ms"] for label, name in present if name in row}
+    return chart(groups, "Milliseconds of a step")
+
+
+def chart(groups: dict[str, dict[str, float]], title: str) -> str:
+    """SVG: a group of bars for each name, a bar for each label; text has the page's color."""
+    width, bar, gap = 640, 9, 8  # pixels
+    left = 20 + 6.5 * max(map(len, groups))
+    longest = max(max(group.values()) for group in groups.values())
+    fullest = sorted(groups.values(), key=len, reverse=True)
+    labels = list(dict.fromkeys(label for group in fullest for label in group))
+    colors = dict(zip(labels, COLORS, strict=False))
+    parts, y = [], 6.0
+    for name, group in groups.items():
+        middle = y + bar * len(group) / 2 + 4
         parts.append(
-            f'<text x="{left - 8}" y="{middle:.1f}" text-anchor="end">{escape(optimizer)}</text>'
+            f'<text x="{left - 8}" y="{middle:.1f}" text-anchor="end">{escape(name)}</text>'
         )
-        for label, ms in present:
-            length = (width - left - 60) * ms / longest
+        for label, value in group.items():
+            length = (width - left - 60) * value / longest
             parts.append(
                 f'<rect x="{left}" y="{y:.1f}" width="{length:.1f}" height="{bar - 1}"'
-                f' fill="{BARS[label]}"><title>{escape(label)}: {ms:.1f} ms</title></rect>'
-                f'<text x="{left + length + 4:.1f}" y="{y + bar - 1:.1f}" font-size="9">{ms:.0f}'
-                "</text>"
+                f' fill="{colors[label]}"><title>{escape(label)}: {value:g}</title></rect>'
+                f'<text x="{left + length + 4:.1f}" y="{y + bar - 1:.1f}" font-size="9">'
+                f"{value:.0f}</text>"
             )
             y += bar
         y += gap
-    x = left
-    for label, color in BARS.items():
-        name = "steepest, fused" if label == "ours" else label
+    x = 8.0
+    for label, color in colors.items():
         parts.append(
             f'<rect x="{x}" y="{y + 4:.1f}" width="10" height="10" fill="{color}"/>'
-            f'<text x="{x + 14}" y="{y + 13:.1f}">{escape(name)}</text>'
+            f'<text x="{x + 14}" y="{y + 13:.1f}">{escape(label)}</text>'
         )
-        x += 140
+        x += 40 + 6.5 * len(label)
     return (
-        f'<svg role="img" aria-label="Milliseconds of a step" viewBox="0 0 {width} {y + 22:.0f}"'
+        f'<svg role="img" aria-label="{escape(title)}" viewBox="0 0 {width} {y + 22:.0f}"'
         ' style="width:100%;max-width:44rem;font:12px sans-serif" fill="currentColor"'
         f' xmlns="http://www.w3.org/2000/svg">{"".join(parts)}</svg>'
     )
@@ -149,9 +155,10 @@ class Benchmarks(SphinxDirective):
 
 
 class BenchmarkTable(SphinxDirective):
-    """A result file that is a table."""
+    """A result file that is a table; ``:bars:`` names columns to draw above it."""
 
     required_arguments = 1
+    option_spec = {"bars": directives.unchanged_required}  # noqa: RUF012  (docutils has it so)
 
     def run(self) -> list[nodes.Node]:
         """Write it as Markdown."""
@@ -162,7 +169,15 @@ class BenchmarkTable(SphinxDirective):
         lines += record["rows"]
         text = f"{record['title']}. **{record['machine']}**; torch {record['torch']}."
         rows = "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
-        found = self.parse_text_to_nodes(f"{text}\n\n{rows}")
+        found = self.parse_text_to_nodes(text)
+        if drawn := [name.strip() for name in self.options.get("bars", "").split(";") if name]:
+            places = {name: record["columns"].index(name) for name in drawn}
+            groups = {
+                row[0]: {name: float(row[k]) for name, k in places.items()}
+                for row in record["rows"]
+            }
+            found.append(nodes.raw("", chart(groups, record["title"]), format="html"))
+        found += self.parse_text_to_nodes(rows)
         for table in (t for node in found for t in node.findall(nodes.table)):
             table["classes"] += ["benchmarks"]
         return found

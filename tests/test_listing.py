@@ -4,6 +4,7 @@ import pytest
 
 from steepest import listing
 from steepest._listing import source_lines
+from steepest.optim import SAM
 
 
 class Sphere:
@@ -80,6 +81,16 @@ def test_a_part_is_cut_by_the_text_of_its_lines():
 def test_what_cannot_be_shown_is_said(functions, cut, message):
     with pytest.raises(ValueError, match=message):
         listing(*functions, **cut)
+
+
+def test_names_find_what_is_exported_and_what_is_not():
+    assert repr(listing("optim.SAM.update", "optim.gsnr")) == (
+        "listing(optim.SAM.update, optim.gsnr)"
+    )
+    assert listing("optim.SAM.update").parts == listing(SAM.update).parts
+    for name in ("optim.Unknown.step", "optim.SAM.unknown", "nowhere.f", "optim"):
+        with pytest.raises(ValueError, match="there is no"):
+            listing(name)
 
 
 @pytest.mark.parametrize("thing", [3, max, Sphere])

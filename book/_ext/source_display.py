@@ -21,6 +21,7 @@ from sphinx.util import logging
 
 import steepest.optim  # noqa: F401  (registers its rules)
 from steepest import listing
+from steepest._listing import find
 from steepest.kernels import REDUCTIONS, RULES
 
 logger = logging.getLogger(__name__)
@@ -49,23 +50,14 @@ def shown(table: nodes.table) -> Pairs:
     return pairs
 
 
-def function_of(name: str) -> Callable[..., Any] | None:
+def function_of(name: str) -> Any:
     """What a display's name stands for: ``adamw``, a rule, or ``optim.SAM.update``."""
     if rule := RULES.get(name) or REDUCTIONS.get(name):
         return rule.function
-    room, _, path = name.partition(".")
     try:
-        module = importlib.import_module(f"steepest.{room}")
-    except ImportError:
+        return find(name)
+    except ValueError:
         return None
-    first, *rest = path.split(".")
-    for holder in (module, *vars(module).values()):
-        if inspect.ismodule(holder) and hasattr(holder, first):
-            found: Any = getattr(holder, first)
-            for part in rest:
-                found = inspect.getattr_static(found, part, None)
-            return found
-    return None
 
 
 def expected(name: str, function: Callable[..., Any]) -> Pairs:

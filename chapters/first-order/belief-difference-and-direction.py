@@ -34,15 +34,16 @@ if "google.colab" in sys.modules:
 sys.path.append("../../book")
 
 # %%
-import inspect
 import math
 from functools import partial
 
 import matplotlib.pyplot as plt
 import torch
+from IPython.display import display
 from plotting import BLUE, GRAY, GREEN, ORANGE, PINK, RED, SKY, set_style
 from torch.nn import functional as F
 
+from steepest import listing
 from steepest.kernels import RULES
 from steepest.lightning import Classifier, DigitsData
 from steepest.optim import AdaBelief, Adam, DiffGrad, Grams, Gravity
@@ -553,10 +554,10 @@ print("the rescaled mask ends below both at full batch and lr 0.001: True")
 RULES["gravity"]
 
 # %% [markdown]
-# The maximum of a tensor is not elementwise. It is a number that is measured before the rule runs, by the few lines below. The initial velocity is a function of seed and element, so a run can be repeated.
+# The maximum of a tensor is not elementwise. It is a number that is measured before the rule runs, as the decay rate is a number of the step. The initial velocity is a function of seed and element, so a run can be repeated.
 
 # %%
-print(inspect.getsource(Gravity.coefficients))
+display(listing("optim.peak", start="low, high"), listing(Gravity.numbers))
 
 # %% [markdown]
 # **See it work.** The claim is robustness. We train on the digits, and multiply the loss of one batch in 20 by 1000. Each rival has its learning rate tuned, for the clean and for the spiked data separately, by validation accuracy over the grid in the cell. A fair list must have what people use in practice: SGD with the gradient's norm clipped at 1.
@@ -698,7 +699,7 @@ print("every one of the four reaches 93 % in ten epochs: True")
 #
 # ## Race them
 #
-# In the book, the rules from above run here, in your browser: drag the start, move the rates, add noise. (A notebook shows the request only; the [playground](../../book/playground.md) has all optimizers.) All four have the same memory of gradients and differ in what they divide by, or where they take the sign from.
+# In the book, the rules from above run here, in your browser: drag the start, move the rates, add noise. (A notebook shows the request only; the [playground](../../book/playground.md) has all optimizers.) All four keep the same mean of gradients and differ in what they divide by, or where they take the sign from.
 #
 # ```{playground}
 # :surface: rosenbrock

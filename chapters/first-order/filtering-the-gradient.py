@@ -36,30 +36,22 @@ if "google.colab" in sys.modules:
 sys.path.append("../../book")
 
 # %%
-import inspect
 import math
-import re
-import textwrap
 from functools import partial
 
 import matplotlib.pyplot as plt
 import torch
+from IPython.display import display
 from plotting import BLUE, GRAY, GREEN, RED, set_style
 from torch.nn import functional as F
 
+from steepest import listing
 from steepest.kernels import RULES
 from steepest.lightning import DigitsData
 from steepest.objectives import stablemax_cross_entropy, vanishing_penalty
 from steepest.optim import AdamW, ClipNorm, GradientNoise, Grokfast, PerpGrad
 
 set_style()
-
-
-def show(function):
-    """Print a function's source without its docstring."""
-    source = textwrap.dedent(inspect.getsource(function))
-    print(re.sub(r'\n *r?""".*?"""', "", source, count=1, flags=re.DOTALL))
-
 
 # %% [markdown]
 # In the package a filter is an optimizer that wraps another one. `Grokfast(PerpGrad(AdamW(...)))` hands a gradient from the outside in, and `.grad` is afterwards what it was.
@@ -332,7 +324,16 @@ RULES["perp_grad"]
 # s(x) = \begin{cases} x + 1 & x \ge 0, \\ 1/(1-x) & x < 0, \end{cases} \qquad p_k = \frac{s(x_k)}{\sum_j s(x_j)} .
 # $$
 #
-# Now scaling the logits by $c$ lowers $1 - p_y$ by $1/c^2$ and not exponentially. The package sums $\log(1 + \sum_{k \ne y} s(x_k)/s(x_y))$, which subtracts nothing from 1. Here is what a single example with a growing margin sends back to its right logit, in float32.
+# Now scaling the logits by $c$ lowers $1 - p_y$ by $1/c^2$ and not exponentially. The package sums $\log(1 + \sum_{k \ne y} s(x_k)/s(x_y))$, which subtracts nothing from 1.
+
+# %%
+display(
+    listing("objectives.log_stable"),
+    listing(stablemax_cross_entropy, start="scores =", stop="losses = losses"),
+)
+
+# %% [markdown]
+# Here is what a single example with a growing margin sends back to its right logit, in float32.
 
 # %%
 margins = torch.logspace(0, 4, 81)
@@ -447,8 +448,10 @@ print(
 # It is the variance that falls with power $\gamma$. Clip first, then add noise, or a long gradient shortens the noise with it; a filter's gradient travels inwards, so this is `ClipNorm(GradientNoise(...))`.
 
 # %%
-show(GradientNoise.variance.fget)
-show(GradientNoise.filter)
+display(
+    listing(GradientNoise.variance),
+    listing(GradientNoise.filter, start="flat =", stop="parts ="),
+)
 
 # %% [markdown]
 # The noise is a function of seed, step and element. A run that is interrupted goes on with the noise that it would have had.
@@ -524,7 +527,7 @@ print("from He's initialization, digits held out are better without noise: True"
 
 
 # %% [markdown]
-# The claim holds, and so does its limit. Noise repairs the initialization; it does not replace a good one, which is faster and ends higher, and to which this much noise only does harm. At 0.01, the smallest of the paper's three values, it would do less of both.
+# The claim holds, and so does its limit. Noise repairs the initialization; it does not replace a good one, which is faster and ends higher, and to which this much noise only does harm.
 #
 # **When to use it.** When you cannot choose the initialization, or the units of a model are tied by a symmetry. **When not:** with mini-batch noise that already does the job, or around Adam with an $\eta$ far above the squared gradients. Adam would take the noise for the signal and walk at full speed.
 #
@@ -536,7 +539,7 @@ print("from He's initialization, digits held out are better without noise: True"
 # **The idea** {cite:p}`pascanu2013difficulty`. If a gradient is longer than $\tau$, shorten it to $\tau$, with one norm over all parameters so that its direction stays: $\tilde g = \min(1, \tau/\lVert g\rVert)\, g$. Gradient descent then never moves by more than $\eta\tau$.
 
 # %%
-show(ClipNorm.filter)
+listing(ClipNorm.filter, start="total =")
 
 
 # %% [markdown]
@@ -600,7 +603,7 @@ print(
 # %% [markdown]
 # Both come down the valley alike. At the wall the plain run takes one step at full gradient and is thrown out of the valley, further than it had come, to where the slope is so small that it hardly moves again. The clipped one stumbles along the edge, where the solutions are.
 #
-# **When to use it.** In recurrent networks always, and wherever single batches have gradients far longer than usual. Log the norm first: $\tau$ belongs between half and ten times its mean. **When not:** as a bound on *Adam's* steps, which it is not. With $\tau$ below the usual norm every step is clipped, and what you run is normalized gradient descent.
+# **When to use it.** In recurrent networks always, and wherever single batches have gradients far longer than usual. Log the norm first: the authors find half to ten times its mean a good $\tau$. **When not:** as a bound on *Adam's* steps, which it is not. With $\tau$ below the usual norm every step is clipped, and what you run is normalized gradient descent.
 #
 # (vanishing_penalty)=
 # ## The vanishing penalty: keep the error's length
@@ -616,7 +619,10 @@ print(
 # added to the loss with a factor $\lambda$. It does not ask that all directions be kept, only the one that an error is traveling in. States and errors count as constants, so its gradient touches $W$ alone and costs one Jacobian product for all steps at once.
 
 # %%
-show(vanishing_penalty)
+display(
+    listing(vanishing_penalty, start="slopes =", stop="if after.shape"),
+    listing(vanishing_penalty, start="(pulled,)"),
+)
 
 
 # %% [markdown]

@@ -40,14 +40,13 @@ if "google.colab" in sys.modules:
 sys.path.append("../../book")
 
 # %%
-import inspect
-
 import matplotlib.pyplot as plt
 import torch
 from plotting import BLUE, GRAY, GREEN, PINK, RED, set_style
 from sklearn.datasets import load_breast_cancer
 from torch.nn import functional as F
 
+from steepest import listing
 from steepest.kernels import RULES
 from steepest.lightning import Classifier, DigitsData
 from steepest.optim import (
@@ -529,10 +528,10 @@ print("so it has with each at its best; best accuracies within two points: True"
 # \hat\theta_t = \theta_t + s\,(\theta_t - \theta_{t-1}).
 # $$
 #
-# Between steps the parameters stand at $\hat\theta$, where the next gradient is taken; `eval()` and `train()` swap the two. Here is all that a step does:
+# Between steps the parameters stand at $\hat\theta$, where the next gradient is taken; `eval()` and `train()` swap the two. Here is what a step does:
 
 # %%
-print(inspect.getsource(XGrad.step).split('"""')[-1])
+listing(XGrad.step, start="asked =", stop="return loss")
 
 # %% [markdown]
 # Around SGD with momentum this *is* the rule of the first section with $\gamma = s$ (exercise 1), and the paper's claim holds there: same optimizer, same learning rate, fewer steps. On the quadratic in 20 dimensions, with $\eta = 1/L$:

@@ -48,11 +48,13 @@ from itertools import pairwise, product
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
+from IPython.display import display
 from plotting import BLUE, GRAY, GREEN, PINK, RED, SKY, set_style
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from steepest import listing
 from steepest.estimators import SPSA, ForwardGradient, hutchinson
 from steepest.lightning import DigitsData
 from steepest.optim import AdamW, Estimated, OptAMSGrad
@@ -297,8 +299,15 @@ print("a gradient pays for the outputs, a Hessian product more than twice: True"
 # \mathrm E\bigl[\langle \nabla f, z \rangle\, z\bigr] = \mathrm E[z z^\top]\, \nabla f = \nabla f .
 # $$
 #
-# A slope times its direction is an unbiased guess. {py:class}`~steepest.estimators.ForwardGradient` {cite:p}`baydin2022gradients` asks for the slope itself. {py:class}`~steepest.estimators.SPSA` {cite:p}`spall1992multivariate` makes it from two values, $(f(\theta + \epsilon z) - f(\theta - \epsilon z)) / 2\epsilon$, and needs no derivative at all. Both average $n$ directions.
-#
+# A slope times its direction is an unbiased guess. {py:class}`~steepest.estimators.ForwardGradient` {cite:p}`baydin2022gradients` asks for the slope itself. {py:class}`~steepest.estimators.SPSA` {cite:p}`spall1992multivariate` makes it from two values, $(f(\theta + \epsilon z) - f(\theta - \epsilon z)) / 2\epsilon$, and needs no derivative at all. Both average $n$ directions, $\hat g = \sum_i w_i z_i$, and the weights $w_i$ are all they have to find:
+
+# %%
+display(
+    listing(ForwardGradient.ask, start="answer = ", stop="check_slope"),
+    listing(SPSA.ask, start="first, second", stop="values += "),
+)
+
+# %% [markdown]
 # **How wrong is it?** With Gaussian directions in $d$ dimensions the mean squared error is $(d+1)\,\|\nabla f\|^2/n$. The relative error is thus $\sqrt{(d+1)/n}$: it falls as $1/\sqrt n$, from a start that grows with the dimension. We measure it on softmax regression, $d = 640$. Both estimators get the same directions, so that whatever differs is SPSA's radius. For that radius we then take a network, whose loss bends, and measure how far SPSA is from its own limit $\epsilon \to 0$, the forward gradient.
 
 # %%
@@ -423,6 +432,9 @@ print("in float32 the best radius lies between 0.0001 and 0.01: True")
 # $$
 #
 # The off-diagonal terms vanish because the signs are *independent*. A popular library once shipped them all equal; nothing crashed, and its tests passed. But with equal signs $z \odot (Hz)$ is the vector of row sums.
+
+# %%
+listing(hutchinson, start="for i in range", stop="return Curvature")
 
 # %%
 shapes = [p.shape for p in g.params]

@@ -34,22 +34,21 @@ sys.path.append("../../book")
 
 # %%
 import copy
-import inspect
 import math
 import tempfile
-import textwrap
 import warnings
 from functools import partial
 from itertools import pairwise
 
 import matplotlib.pyplot as plt
 import torch
-from IPython.display import Code
+from IPython.display import display
 from plotting import BLUE, GRAY, GREEN, RED, set_style
 from sklearn.neural_network import MLPClassifier
 from torch import nn
 from torch.nn import functional as F
 
+from steepest import listing
 from steepest.estimators import (
     NoisyJudge,
     RankGradient,
@@ -62,17 +61,6 @@ from steepest.optim import Estimated
 from steepest.oracles import Objective
 
 set_style()
-
-
-def source(thing):
-    """Its code, without its docstring."""
-    text = inspect.getsource(thing)
-    doc = inspect.getdoc(thing)
-    if doc and text.count('"""') >= 2:
-        head, _, rest = text.partition('"""')
-        text = head.rstrip(" r\n") + "\n" + rest.partition('"""')[2].lstrip("\n")
-    return Code(textwrap.dedent(text), language="python")
-
 
 # %% [markdown]
 # (rankgradient)=
@@ -89,10 +77,10 @@ def source(thing):
 # Pairs among the $m-k$ points that were not named decide nothing, and are not in $E$. Counting how often each point occurs, with which sign, turns the sum over pairs into a sum over points:
 
 # %%
-source(rank_weights)
+listing(rank_weights)
 
 # %% [markdown]
-# `place` counts from zero, so the best of $m$ points beats $m-1$ others and has the weight $-(m-1)/|E|$; a point that was not named has lost $k$ times. The estimator {py:class}`~steepest.estimators.RankGradient` asks for the order and hands these weights to any optimizer. Two things follow from reading only an order. An increasing function of the loss, its logarithm or its exponential, changes nothing at all. And $\hat g$ does not know how steep the loss is: it has about the same length on a cliff and on a plain. So the learning rate is a distance, and somebody has to choose it. An order can do that, too: with `steps`, points along the estimate are ranked, and the best one, or staying, is the step.
+# The place $r_i$ counts from zero, so the best of $m$ points beats $m-1$ others and has the weight $-(m-1)/|E|$; a point that was not named has lost $k$ times. The estimator {py:class}`~steepest.estimators.RankGradient` asks for the order and hands these weights to any optimizer. Two things follow from reading only an order. An increasing function of the loss, its logarithm or its exponential, changes nothing at all. And $\hat g$ does not know how steep the loss is: it has about the same length on a cliff and on a plain. So the learning rate is a distance, and somebody has to choose it. An order can do that, too: with `steps`, points along the estimate are ranked, and the best one, or staying, is the step.
 #
 # **See it work, 1: how much an order tells.** On a linear loss in 20 dimensions, we draw many sets of points at once and measure the cosine between $\hat g$ and the gradient.
 
@@ -292,7 +280,10 @@ print("with a judge who errs, more than that, and less than a half: True")
 # A correction by vectors, as in SCAFFOLD, is right where the round began. This one is a function, evaluated where the client is now:
 
 # %%
-source(FZooS.gradient)
+display(
+    listing(FZooS._meet, start="for i, trajectory", stop="return Round"),
+    listing(FZooS.gradient),
+)
 
 # %% [markdown]
 # **See it work.** Five clients with quadratics in 20 dimensions, whose minima are a standard deviation of 1 apart. FedZO has ten random directions for each of its ten steps in a round, which makes 110 queries a client; FZooS has six for each step and 51 at the end of a round, which makes 111. FedZO has the best of three learning rates for SGD, of 0.03, 0.1 and 0.3; FZooS has 0.1 and is not tuned. Without correction nothing is asked at the end of a round but the new value, so it gets more rounds.
@@ -480,10 +471,10 @@ print("two processes are at the point of one after two rounds: True")
 # \frac{\partial \ell}{\partial c_j} \approx \Bigl\langle \frac{\partial \ell}{\partial y}, \frac{f(\mathrm{dec}(c + \epsilon e_j)) - f(\mathrm{dec}(c))}{\epsilon} \Bigr\rangle, \qquad j = 1, \dots, \dim c,
 # $$
 #
-# and what precedes the code learns by backpropagation as ever. {py:class}`~steepest.nn.BlackBox` is that joint as a module: forward asks once for each sample, backward asks for the rest.
+# and what precedes the code learns by backpropagation as ever. {py:class}`~steepest.nn.BlackBox` is that joint as a module: forward asks once for each sample, backward asks for the rest. In its source $f$ is the whole box, decoder included, $x$ its input and $v = \partial \ell / \partial y$:
 
 # %%
-source(BlackBox.pull_back)
+listing(BlackBox.pull_back, start="for first in", stop="if self.directions")
 
 # %% [markdown]
 # **See it work, 1: the same queries, in the code and in the pixels.** The black box is a network of scikit-learn; we call `predict_proba` and nothing else. The autoencoder is the one from above. To measure, and only to measure, we also build a copy of the classifier in torch, and compare estimates of the encoder's gradient for single images with the exact one. The box in pixels gets twelve random directions, as many as the code has coordinates.
@@ -549,7 +540,13 @@ print("and below 0.7 in the pixels, with as many queries: True")
 # R = \sigma\, \Phi^{-1}(p)
 # $$
 #
-# changes $g$. The probability is bounded from below by counting: {py:class}`~steepest.nn.Smoothed` draws copies of $x$, and if the bound is not above one half it abstains. It holds for whatever $f$ is, also a denoiser, an encoder, a decoder and a black box in a row; noise comes first, before all of them. We pretrain a denoiser on squared error, then train denoiser and encoder through the box for 300 batches.
+# changes $g$. The probability is bounded from below by counting: {py:class}`~steepest.nn.Smoothed` draws copies of $x$, and if the bound is not above one half it abstains. It holds for whatever $f$ is, also a denoiser, an encoder, a decoder and a black box in a row; noise comes first, before all of them. Some copies choose the class $c$, and $n$ others count it. The bound $p$ is above the truth with probability at most $\alpha$:
+
+# %%
+listing(Smoothed.certify, start="chosen = ")
+
+# %% [markdown]
+# We pretrain a denoiser on squared error, then train denoiser and encoder through the box for 300 batches.
 
 # %%
 sigma = 0.5

@@ -35,16 +35,16 @@ if "google.colab" in sys.modules:
 sys.path.append("../../book")
 
 # %%
-import inspect
 import itertools
 import math
-import textwrap
 
 import matplotlib.pyplot as plt
 import torch
+from IPython.display import display
 from plotting import BLUE, GRAY, GREEN, PINK, RED, SKY, set_style
 from torch.nn import functional as F
 
+from steepest import listing
 from steepest.lightning import Classifier, DigitsData
 from steepest.optim import (
     CBO,
@@ -55,6 +55,7 @@ from steepest.optim import (
 )
 from steepest.probes import signal_to_noise, snr_pruning
 from steepest.solvers import (
+    gaussian_mechanism,
     genetic_search,
     halfspaces,
     marginals,
@@ -64,19 +65,6 @@ from steepest.solvers import (
 
 set_style()
 F64 = torch.float64
-
-
-def show(*methods):
-    """Print methods as the package has them."""
-    for each in methods:
-        print(textwrap.dedent(inspect.getsource(each)))
-
-
-def show_from(function, line):
-    """Print a function from a line on."""
-    source = inspect.getsource(function)
-    print(textwrap.dedent(source[source.index(line) :]))
-
 
 # %% [markdown]
 # (cbo)=
@@ -101,7 +89,10 @@ def show_from(function, line):
 # **The method.** Each particle's loss is read with the parameters moved there in place; then they come back, bit for bit. The weights subtract the smallest loss before the exponential, without which all of them would underflow at a large $\alpha$.
 
 # %%
-show(CBO.query, CBO.update)
+display(
+    listing(consensus_weights, start="above = "),
+    listing(CBO.update, start="for (p, _, _)"),
+)
 
 # %% [markdown]
 # One thing is easily overlooked. The noise has as many components as there are dimensions, and its length grows with them: particles contract only while $d\,\sigma^2 < 2\lambda - \eta\lambda^2$. A $\sigma$ that is right in the plane makes a model's cloud explode. The default is 0.7 of the bound for small $\eta$.
@@ -204,7 +195,10 @@ print("fewer runs do if each particle descends by itself: True")
 # So $\tau$ is a learning rate, and in {py:class}`~steepest.optim.ConsensusHopping` it is called `lr`; the width follows as $s = \sqrt{\tau/\alpha}$. Nothing but the seed has to be remembered, and the step is one pass over the parameters:
 
 # %%
-show(ConsensusHopping.query, ConsensusHopping._move)
+display(
+    listing(ConsensusHopping.query, start="values = ", stop="value = "),
+    listing(ConsensusHopping._move),
+)
 
 # %% [markdown]
 # **See it work.** On a quadratic, Gaussian times exponential is Gaussian, so the mean *is* the proximal point, and what remains is sampling noise. We measure it for several population sizes, and let the class walk down beside gradient descent at the same learning rate.
@@ -310,7 +304,10 @@ print("the step points along the negative gradient, cosine above 0.95: True")
 # Ranks make it blind to the scale of the loss; $\sigma$ as the unit of the step makes it blind to that of the parameters. Masked coordinates have $z = 0$: they get no noise and do not move, which the next section needs.
 
 # %%
-show(SNES.update)
+display(
+    listing(rank_utilities),
+    listing(SNES.update, start="for i, u in"),
+)
 
 # %% [markdown]
 # **See it work.** Where the loss bends strongly, samples that went far are ranked low, and $\sigma$ shrinks. Where it hardly bends, nobody minds. On a quadratic with five curvatures, over four orders of magnitude:
@@ -360,7 +357,10 @@ print("log width against log curvature has a slope within 0.15 of -1/2: True")
 # **The method.** Each round starts from the same $m_0$, with what is pruned at zero, and with wide $\sigma$ again. Only weights that are left are compared. The loop of {py:func}`~steepest.probes.snr_pruning`:
 
 # %%
-show_from(snr_pruning, "    for k in range")
+display(
+    listing(signal_to_noise),
+    listing(snr_pruning, start="for k in range", stop="return tickets"),
+)
 
 # %% [markdown]
 # **See it work, 1: where size misleads.** A quadratic in 40 dimensions. Half of the optimal weights are large and the loss is nearly flat in them, half are small and it is steep. We prune half. `search` is SNES with all samples in one tensor; the mask is the optimizer's.
@@ -523,7 +523,10 @@ print("and within five points of magnitude: True")
 # Only the first equation touches the data. It is $\rho$-zCDP if $\Delta$ is the largest change that replacing one of $N$ rows can make: $\sqrt{2K}/N$ for $K$ contingency tables (a row leaves one cell and enters another), $\sqrt K/N$ for $K$ thresholds. What follows sees $a$ alone, and costs no privacy. The search itself:
 
 # %%
-show_from(genetic_search, "    tables = ")
+display(
+    listing(gaussian_mechanism),
+    listing(genetic_search, start="at, edited", stop="weights[strategy]"),
+)
 
 # %% [markdown]
 # **See it work.** A made-up census: 1,000 rows, three categorical columns and two real ones that depend on each other. Queries are the three pairwise tables, 20 prefixes and 20 random halfspaces. The rival is a relaxation: soft one-hot columns and sigmoid thresholds, fitted to the same noisy numbers by Adam, then a table drawn from it. Its learning rate and sigmoid width are the best of four pairs *by its true error* at $\rho = 1$, which no private run could know. Two seeds each.

@@ -35,16 +35,16 @@ if "google.colab" in sys.modules:
 sys.path.append("../../book")
 
 # %%
-import inspect
 import math
 import statistics
-import textwrap
 
 import matplotlib.pyplot as plt
 import torch
+from IPython.display import display
 from matplotlib.collections import PolyCollection
 from plotting import BLUE, GRAY, RED, set_style
 
+from steepest import listing
 from steepest.estimators import SPSA, PerPixel, Pixels, credit
 from steepest.objectives import mesh, rasterize
 from steepest.optim import Estimated
@@ -58,15 +58,6 @@ from steepest.solvers import (
 
 set_style()
 F64 = torch.float64
-
-
-def show_from(function, line, end=None):
-    """Print a function from a line on, up to another."""
-    source = inspect.getsource(function)
-    source = source[source.index(line) :]
-    source = source[: source.index(end)] if end else source
-    print(textwrap.dedent(source).rstrip())
-
 
 # %% [markdown]
 # ## A program without a gradient
@@ -125,10 +116,13 @@ class Scene(torch.nn.Module):
 #
 # where $C_p^\pm$ is what the ID buffers say that pixel $p$ shows. With all parameters in every $C_p$ this is SPSA. The noise in $\hat g_j$ comes from the neighbors of $j$ in the picture, and they do not become more as the scene grows.
 #
-# **The method.** Two renders, as for SPSA. Then a scatter-add of pixel differences to rows of parameters, each row once a pixel even if both renders show it:
+# **The method.** Two renders, as for SPSA. Then a scatter-add of pixel differences to rows of parameters, each row once a pixel even if both renders show it. Here $\Delta_p = \ell_p(\theta + e) - \ell_p(\theta - e)$:
 
 # %%
-show_from(credit, "    shown = ")
+display(
+    listing(credit, start="shown = "),
+    listing(PerPixel.project, start="sums = ", stop="weights: "),
+)
 
 # %% [markdown]
 # {py:class}`~steepest.estimators.PerPixel` is an estimator like the others of this book, so {py:class}`~steepest.optim.Estimated` gives its guesses to any optimizer. It knows nothing of triangles: the loss tells it, after each evaluation, the loss of each pixel and the rows it shows.
@@ -289,7 +283,7 @@ print("the one below: a bias, and the same direction overall: True")
 # **The idea** {cite:p}`audet2024convergence`. Add a step that looks where nobody has looked: the point of a ball of radius $R$ around the incumbent that is farthest from *all* points tried so far. It costs one value an iteration. The trial points become dense around wherever the incumbent ends. So if there were a better region nearby, however odd its shape, one of them would have hit it: the limit is a local solution, also of a discontinuous problem. What is infeasible counts as infinitely bad, and needs no other care.
 
 # %%
-show_from(direct_search, "    while run.left", "    return Search")
+listing(direct_search, start="while run.left", stop="return Search")
 
 # %% [markdown]
 # **See it work.** A bowl with its minimum at (1, 1), and beside it a disk of radius 0.08 in which the loss is $-1$: a hole that no slope announces. Twelve starts, 500 values each.
@@ -353,9 +347,10 @@ print("by polls alone, from 7 at most: True")
 # What it suggests is *tried*, like any other point. If it is feasible and better it becomes the incumbent, and $r$ doubles; otherwise $r$ is halved and covering and poll go on as if nothing had been. So the guarantees stay those of the search. Where a constraint is tight, we take its outward part out of $u$, as an attack that leaves the feasible set is wasted. How constraints enter is our reading of the paper.
 
 # %%
-show_from(attack_direction, "    with torch.enable_grad")
-print()
-show_from(directional_attack, "    d = torch.zeros_like")
+display(
+    listing(attack_direction, start="with torch.enable"),
+    listing(directional_attack, start="length = ", stop="return "),
+)
 
 # %% [markdown]
 # If the network cannot be differentiated, `estimator=SPSA(...)` guesses. Attacks are not free: each pass through the network counts as an evaluation, forward or backward, and so does each trial point.

@@ -141,6 +141,26 @@ def test_a_point_that_is_not_lower_is_refused():
     assert torch.equal(p, before)
 
 
+def test_a_client_that_fails_on_its_way_leaves_the_point():
+    """Its first step moves each element by 0.1, where its loss has no value any more."""
+    p, losses, _, _ = problem()
+    fleet = make(p, [losses[0], lambda: losses[1]() * (math.nan if p.abs().max() > 0.05 else 1.0)])
+    with pytest.raises(RuntimeError, match="NaN or infinite"):
+        fleet.round()
+    assert fleet.objectives[1].counts["forward"] > 11  # the first step's queries, and more
+    assert p.abs().max() == 0 and p.grad is None and not fleet.history
+
+
+def test_each_client_asks_at_points_of_its_own():
+    """Also where clients are alike, and begin at the same point."""
+    p, losses, _, _ = problem(1)
+    fleet = make(p, 3 * losses)
+    fleet.round()
+    first, second, third = (t.points[1:11] for t in fleet.trajectories)  # beside the start
+    for one, other in ((first, second), (first, third), (second, third)):
+        assert (one != other).all()
+
+
 def test_bad_clients_raise_and_leave_the_point():
     p, losses, _, _ = problem()
     for bad, error, text in (

@@ -9,6 +9,7 @@ An equation is a comment in TeX, between dollars, above its line::
 from __future__ import annotations
 
 import ast
+import importlib
 import inspect
 import re
 import textwrap
@@ -42,12 +43,14 @@ def listing(*functions: Any, start: str | None = None, stop: str | None = None) 
     as it is, without signature types, docstring and empty lines.
 
     Args:
-        functions: Functions, methods or properties.
+        functions: Functions, methods or properties; or their names below ``steepest``, which also
+            finds what a room does not export, such as ``"optim.gsnr"``.
         start: Text of the first line to show; all of the function by default.
         stop: Text of the first line after it that is not shown any more.
 
     Raises:
-        ValueError: If nothing is given, or no line has the text of ``start`` or ``stop``.
+        ValueError: If nothing is given, there is nothing of that name, or no line has the text of
+            ``start`` or ``stop``.
         TypeError: If what is given has no source in Python.
 
     Example:
@@ -58,6 +61,28 @@ def listing(*functions: Any, start: str | None = None, stop: str | None = None) 
     if not functions:
         raise ValueError("listing() needs a function to show, such as listing(SAM.update)")
     return Listing(tuple(map(_function, functions)), start, stop)
+
+
+def find(path: str) -> Any:
+    """What ``optim.SAM.update`` names, or ``optim.gsnr``, in a room or in one of its modules.
+
+    Raises:
+        ValueError: If there is nothing of that name.
+    """
+    room, _, rest = path.partition(".")
+    first, *others = rest.split(".")
+    try:
+        home = importlib.import_module(f"steepest.{room}")
+    except ImportError:
+        raise ValueError(f"{path!r}: there is no steepest.{room}") from None
+    for holder in (home, *filter(inspect.ismodule, vars(home).values())):
+        if hasattr(holder, first):
+            found: Any = getattr(holder, first)
+            for name in others:
+                found = inspect.getattr_static(found, name, None)
+            if found is not None:
+                return found
+    raise ValueError(f"there is no {path!r} in steepest")
 
 
 def source_lines(function: Callable[..., Any]) -> list[Line]:
@@ -107,7 +132,8 @@ def _code(text: str) -> str:
 
 
 def _function(thing: Any) -> Callable[..., Any]:
-    """The function behind a property, a method or a decorator."""
+    """The function behind a name, a property, a method or a decorator."""
+    thing = find(thing) if isinstance(thing, str) else thing
     thing = getattr(thing, "fget", None) or getattr(thing, "__func__", thing)
     thing = inspect.unwrap(thing)
     if not inspect.isfunction(thing):

@@ -35,6 +35,16 @@ class GradientEstimator(ABC):
     the seed, and their elements of a place: the parameter's name where the objective has names,
     its position in the list otherwise. So the same seed gives the same estimate, on any machine,
     and the order of named parameters does not matter.
+
+    Example:
+        What an estimator learns are a few numbers. With the seed, they are the gradient.
+
+        >>> from steepest.estimators import SPSA
+        >>> p = torch.tensor([1.0, 2.0], dtype=torch.float64, requires_grad=True)
+        >>> f = Objective(lambda: (p * p).sum(), [p])
+        >>> value, weights, _ = SPSA(samples=2).project(f, seed=1)
+        >>> round(value.item(), 4), len(weights)
+        (5.0, 2)
     """
 
     oracle: ClassVar[str]
@@ -132,6 +142,16 @@ class RandomEstimator(GradientEstimator):
 
     Raises:
         ValueError: If an argument is out of its range.
+
+    Example:
+        The mean of many estimates is the gradient, here (2, 4).
+
+        >>> from steepest.estimators import SPSA
+        >>> p = torch.tensor([1.0, 2.0], dtype=torch.float64, requires_grad=True)
+        >>> f = Objective(lambda: (p * p).sum(), [p])
+        >>> (g,) = SPSA(samples=4000, kind="sphere")(f, seed=1).gradient
+        >>> (g - torch.tensor([2.0, 4.0])).abs().max() < 0.2
+        tensor(True)
     """
 
     def __init__(self, samples: int, kind: str, mask: Mask | None = None) -> None:

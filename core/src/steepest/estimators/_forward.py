@@ -63,7 +63,9 @@ class ForwardGradient(RandomEstimator):
         slopes, values = {}, []
         for i in range(self.samples):
             stretch = self.stretch(objective, seed, i)
+            # $\langle \nabla f, z_i \rangle$
             answer = objective.derivative(self.combine(objective, seed, {i: stretch}))
+            # $w_i = \langle \nabla f, z_i \rangle / n$
             slopes[i] = (answer.slope / self.samples).item() * stretch
             check_slope(slopes[i])
             values.append(answer.value)

@@ -72,8 +72,11 @@ def hutchinson(objective: Objective, seed: int, samples: int = 1) -> Curvature:
     start = offsets(diagonal, objective.names)
     for i in range(samples):
         signs = [torch.zeros_like(d) for d in diagonal]
+        # $z_i = (\pm 1, \dots, \pm 1)$
         add_noise_(signs, split_seed(seed, i), 1.0, kind="rademacher", start=start)
+        # $H z_i$
         answer = objective.hvp(signs)
         for d, z, hz in zip(diagonal, signs, answer.product, strict=True):
+            # $\hat D = \frac1n \sum_i z_i \odot H z_i$
             d.addcmul_(z, hz, value=1 / samples)
     return Curvature(answer.value, answer.gradient, diagonal)

@@ -30,7 +30,7 @@ def credit(difference: Tensor, first: Tensor | None, second: Tensor | None, rows
 
     .. math::
 
-        s_j = \sum_{p \,:\, j \in C_p^+ \cup\, C_p^-} \Delta_p.
+        \Delta_j = \sum_{p \,:\, j \in C_p^+ \cup\, C_p^-} \Delta_p.
 
     Args:
         difference: :math:`\Delta`, of shape ``(pixels,)``.
@@ -49,12 +49,16 @@ def credit(difference: Tensor, first: Tensor | None, second: Tensor | None, rows
     """
     if first is None or second is None:
         return difference.sum().expand(rows)
+    # $C_p^+ \cup C_p^-$
     shown = torch.cat([first, second], 1).sort(1).values
     once = torch.ones_like(shown, dtype=torch.bool)
     once[:, 1:] = shown[:, 1:] != shown[:, :-1]
     once &= shown >= 0
+    # $\Delta_p$
     amounts = difference[:, None].expand(shown.shape)[once]
-    return torch.zeros(rows, dtype=difference.dtype).index_add_(0, shown[once], amounts)
+    sums = torch.zeros(rows, dtype=difference.dtype)
+    # $\sum_{p \,:\, j \in C_p^+ \cup\, C_p^-} \Delta_p$
+    return sums.index_add_(0, shown[once], amounts)
 
 
 @final
@@ -183,18 +187,22 @@ class PerPixel(GradientEstimator):
                 for p, start in zip(params, home, strict=True):
                     p.copy_(start)
             first, second = renders
+            # $\Delta_p = \ell_p(\theta + e) - \ell_p(\theta - e)$
             difference = first.losses.double() - second.losses.double()
             if not difference.isfinite().all():
                 raise RuntimeError("the loss of a pixel is NaN or infinite: lower lr or scale")
             shown = zip(first.contributors, second.contributors, strict=True)
             for g, (one, two), ahead, behind in zip(total, shown, *ends, strict=True):
+                # $2 e_j$
                 width = (ahead - behind).double()
                 if not width.all():
                     raise ValueError(
                         f"scale={self.scale} is lost beside an element of {ahead.dtype}: raise "
                         "scale, or keep the parameters in float32"
                     )
+                # $\sum_{p \,:\, j \in C_p^+ \cup\, C_p^-} \Delta_p$
                 sums = credit(difference, one, two, len(g))
+                # $\hat g_j = \frac{1}{2 e_j} \sum_p \Delta_p$
                 g += sums.view(-1, *[1] * (g.dim() - 1)) / (self.samples * width)
         weights: dict[int, float] = {}
         for g, place in zip(total, places, strict=True):

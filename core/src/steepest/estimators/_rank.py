@@ -28,7 +28,8 @@ def rank_weights(order: Sequence[int], points: int) -> list[float]:
         \qquad |E| = k m - \frac{k (k + 1)}{2},
 
     where :math:`E` has a pair for each comparison that the order of the best :math:`k` of
-    :math:`m` decides. Two points outside of the best are not compared.
+    :math:`m` decides. With the place :math:`r_i` from 0, :math:`r_i` points are better and
+    :math:`m - 1 - r_i` worse. Two points outside of the best are not compared.
 
     Args:
         order: Indices of the :math:`k` best, best first.
@@ -41,9 +42,12 @@ def rank_weights(order: Sequence[int], points: int) -> list[float]:
         [-1.0, 2.0, -3.0, 2.0]
     """
     k, m = len(order), points
+    # $|E| = k m - k (k + 1) / 2$
     pairs = k * m - k * (k + 1) // 2
+    # $w_i = k / |E| \text{, if not named}$
     weights = [k / pairs] * m
     for place, i in enumerate(order):
+        # $w_i = (2 r_i - m + 1) / |E|$
         weights[i] = (2 * place - m + 1) / pairs
     return weights
 

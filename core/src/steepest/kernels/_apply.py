@@ -34,7 +34,12 @@ def check_backend(backend: str) -> None:
 
 
 def available_backends() -> list[str]:
-    """Backends that can run here, ``auto`` left out."""
+    """Backends that can run here, ``auto`` left out.
+
+    Example:
+        >>> "torch" in available_backends()
+        True
+    """
     return ["torch", *(name for name, module in _FUSED.items() if module.missing() is None)]
 
 
@@ -69,6 +74,14 @@ def apply(
     Raises:
         ValueError: If the backend is unknown.
         RuntimeError: If the backend is forced and missing, or is not for the tensors' device.
+
+    Example:
+        >>> import steepest.optim
+        >>> from steepest.kernels import RULES
+        >>> p, g = torch.tensor([1.0, 2.0]), torch.tensor([1.0, -1.0])
+        >>> _ = apply(RULES["adagrad_norm"], [[p], [g]], [{"lr": 0.5, "root": 2.0}])
+        >>> p
+        tensor([0.7500, 2.2500])
     """
     check_backend(backend)
     count = len(columns[0])

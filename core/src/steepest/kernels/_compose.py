@@ -28,6 +28,12 @@ def compose(first: Rule, then: Rule) -> Rule:
 
     Raises:
         ValueError: If the first rule does not return ``g``, or writes the parameter.
+
+    Example:
+        >>> import steepest.optim
+        >>> from steepest.kernels import RULES
+        >>> compose(RULES["grokfast"], RULES["adagrad_norm"])
+        run(p, g, first_mean; lr, root, first_lamb, first_beta)
     """
     if "g" not in first.written or "p" in first.written:
         raise ValueError(f"{first.__name__} cannot come first: it has to return g, and not p")

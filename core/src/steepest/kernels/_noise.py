@@ -136,7 +136,19 @@ def split_seed(seed: int, index: int) -> int:
 
 
 def check_kind(kind: str) -> None:
-    """Raise unless the kind of noise is known."""
+    """Raise unless the kind of noise is known.
+
+    Args:
+        kind: ``gaussian`` or ``rademacher``.
+
+    Raises:
+        ValueError: If it is another.
+
+    Example:
+        >>> check_kind("uniform")
+        Traceback (most recent call last):
+        ValueError: unknown noise 'uniform': choose one of gaussian, rademacher
+    """
     if kind not in KINDS:
         raise ValueError(f"unknown noise {kind!r}: choose one of {', '.join(KINDS)}")
 
@@ -195,6 +207,17 @@ def add_noise_(
     Raises:
         ValueError: If the kind is unknown, there are not as many scales as seeds, or a mask does
             not fit its tensor. Nothing has changed then.
+
+    Example:
+        To go and to come back takes no memory but the seed.
+
+        >>> p = torch.zeros(3, dtype=torch.float64)
+        >>> add_noise_([p], seed=1, scale=0.5, kind="rademacher")
+        >>> p.abs()
+        tensor([0.5000, 0.5000, 0.5000], dtype=torch.float64)
+        >>> add_noise_([p], seed=1, scale=-0.5, kind="rademacher")
+        >>> p
+        tensor([0., 0., 0.], dtype=torch.float64)
     """
     check_kind(kind)
     seeds = [seed] if isinstance(seed, int) else list(seed)

@@ -120,6 +120,13 @@ def rule(function: Callable[..., Any]) -> Rule:
     Raises:
         ValueError: If the function is not plain arithmetic: one assignment a line, ``xp.name``
             for maths, no loops, branches or powers, and a return of tensor names.
+
+    Example:
+        >>> import steepest.optim
+        >>> RULES["adagrad_norm"]
+        adagrad_norm(p, g; lr, root)
+        >>> RULES["adagrad_norm"].hoisted
+        {'rate': 'lr / root'}
     """
     tensors, numbers, statements, last = _parse(function)
     hoister = _Hoister(function.__name__, set(numbers))
@@ -137,6 +144,12 @@ def reduction(function: Callable[..., Any]) -> Rule:
     Raises:
         ValueError: As for :func:`rule`; and if a returned name is not the sum of something,
             ``name = xp.sum(expression)``, or a sum is used before the return.
+
+    Example:
+        >>> import torch, steepest.optim
+        >>> square = REDUCTIONS["gradient_square"]
+        >>> square.sums, square(torch.zeros(2), torch.tensor([3.0, 4.0]))
+        (('gg',), (tensor(25., dtype=torch.float64),))
     """
     tensors, numbers, statements, last = _parse(function)
     hoister = _Hoister(function.__name__, set(numbers))

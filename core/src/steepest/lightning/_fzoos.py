@@ -46,17 +46,17 @@ class FZooS:
 
     .. math::
 
-        \hat g_i(\theta) + \frac{1}{(t + 1)^p}
+        g_i = \nabla \mu_i(\theta) + \gamma_t
             \bigl( \nabla \hat\mu_F(\theta) - \nabla \hat\mu_i(\theta) \bigr), \qquad
-        \hat\mu_F = \frac1N \sum_i \hat\mu_i.
+        \gamma_t = \frac{1}{(t + 1)^p}, \qquad \hat\mu_F = \frac1N \sum_i \hat\mu_i.
 
-    :math:`\hat g_i` is the slope of a Gaussian process of its own queries
+    :math:`\nabla \mu_i` is the slope of a Gaussian process of its own queries
     (:class:`~steepest.estimators.TrajectoryGradient`). It leads to the client's minimum, not to
     that of the mean; the correction turns it. :math:`\hat\mu_i` is a model in random features
     (:class:`~steepest.estimators.Features`), fitted at the end of the round before. Its weights
-    are what the client sends, and their mean is what all get. As it is a function and not a
-    vector, it corrects at each point, and not only at that where the round began. It may fade
-    with :math:`t`, as the point leaves the data behind.
+    :math:`\nu_i` are what the client sends, and their mean :math:`\nu_F` is what all get. As it is
+    a function and not a vector, it corrects at each point, and not only at that where the round
+    began. It may fade with :math:`t`, as the point leaves the data behind.
 
     Clients live in the processes of ``torch.distributed``, any number in each; without it, all in
     this one. Results do not depend on who lives where.
@@ -185,7 +185,9 @@ class FZooS:
         """Client i's slope (d,) at a point (d,), corrected as in step t."""
         if self.own is None or self.mean is None:
             return slope
+        # $\nabla\hat\mu_F(\theta) - \nabla\hat\mu_i(\theta)$
         turn = self.features.gradient(x, self.mean - self.own[i])
+        # $g_i = \nabla\mu_i + \frac{1}{(t + 1)^p} (\nabla\hat\mu_F - \nabla\hat\mu_i)$
         return slope + turn / (t + 1) ** self.fade
 
     def _descend(self, i: int) -> Tensor:
@@ -212,21 +214,23 @@ class FZooS:
         values, weights = [], []
         count = self.queries if self.correct else 0
         for i, trajectory in enumerate(self.trajectories):
-            _, value = trajectory.explore(
-                self.objectives[i],
-                self._draw(i, self.steps),
-                count,
-                4 * count,
-                radius or trajectory.radius,
-            )
+            objective, seed = self.objectives[i], self._draw(i, self.steps)
+            box = radius or trajectory.radius
+            _, value = trajectory.explore(objective, seed, count, 4 * count, box)
+            # $f_i(\theta)$
             values.append(value.double().cpu())
             if self.correct:
                 near = trajectory.closest(center, self.nearest)
+                # $f_i(\theta_j) - f_i(\theta)$
                 heights = trajectory.values[near] - values[-1]
+                # $\nu_i: \; \hat\mu_i(\theta_j) \approx f_i(\theta_j) - f_i(\theta)$
                 weights.append(self.features.fit(trajectory.points[near], heights))
+        # $F(\theta) = \frac1N \sum_i f_i(\theta)$
         level = float(self._share(torch.stack(values)[:, None]).mean())
         if self.correct:
+            # $\nu_i$
             self.own = torch.stack(weights)
+            # $\nu_F = \frac1N \sum_i \nu_i$
             self.mean = self._share(self.own).mean(0)
         return Round(level, level < self.best)
 

@@ -66,6 +66,16 @@ class EpochLoader(DataLoader[Pair]):
     epoch 5 sees another order than one that went through epochs 0 to 4. Lightning sets the
     epoch, and keeps :meth:`state_dict` in its checkpoints. A complete pass advances the epoch
     by itself, so that a hand-written loop sees a new order each time.
+
+    Example:
+        >>> def loader():
+        ...     order = DistributedSampler(range(4), num_replicas=1, rank=0, seed=1)
+        ...     return EpochLoader(range(4), batch_size=2, sampler=order)
+        >>> broken, whole, resumed = loader(), loader(), loader()
+        >>> first = next(iter(broken))
+        >>> resumed.load_state_dict(broken.state_dict())
+        >>> [batch.tolist() for batch in [first, *resumed]] == [b.tolist() for b in whole]
+        True
     """
 
     sampler: DistributedSampler[Pair]

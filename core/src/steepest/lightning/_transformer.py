@@ -55,6 +55,11 @@ class Transformer(nn.Module):
 
     Raises:
         ValueError: If a size is not positive or ``heads`` does not divide ``width``.
+
+    Example:
+        >>> model = Transformer(vocabulary=7, context=5, width=8, depth=1, heads=2, dropout=0.0)
+        >>> model(torch.zeros(3, 5, dtype=torch.long)).shape
+        torch.Size([3, 5, 7])
     """
 
     def __init__(

@@ -49,11 +49,11 @@ class BlackBox(torch.nn.Module):
 
     .. math::
 
-        \frac{\partial \ell}{\partial x_i} \approx
-            \Big\langle v, \frac{f(x + \epsilon e_i) - f(x)}{\epsilon} \Big\rangle,
+        \frac{\partial \ell}{\partial x_j} \approx
+            \Big\langle v, \frac{f(x + \epsilon e_j) - f(x)}{\epsilon} \Big\rangle,
 
     or, with ``directions=q``, along :math:`q` random ones,
-    :math:`\frac1q \sum_i \langle v, (f(x + \epsilon z_i) - f(x)) / \epsilon \rangle\, z_i`, drawn
+    :math:`\frac1q \sum_j \langle v, (f(x + \epsilon z_j) - f(x)) / \epsilon \rangle\, z_j`, drawn
     for each sample. What stands before the box then learns by backpropagation as ever.
 
     Coordinates are exact to order :math:`\epsilon` and cost :math:`d` queries a sample for an
@@ -170,10 +170,15 @@ class BlackBox(torch.nn.Module):
         together = max(1, self.chunk // max(1, len(x)))
         for first in range(0, count, together):
             indices = range(first, min(first + together, count))
+            # $e_j$
             along = self._along(flat, indices)
+            # $x + \epsilon e_j$
             probes = (flat + self.eps * along).reshape(-1, *x.shape[1:])
+            # $f(x + \epsilon e_j) - f(x)$
             rise = self.ask(probes).reshape(len(along), *y.shape) - y
+            # $w_j = \langle v, f(x + \epsilon e_j) - f(x) \rangle / \epsilon$
             weights = (rise * slope).flatten(2).sum(2) / self.eps
+            # $\sum_j w_j e_j$
             total += (weights[..., None] * along).sum(0)
         if self.directions is not None:
             total /= self.directions

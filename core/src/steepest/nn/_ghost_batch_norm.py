@@ -26,13 +26,14 @@ from steepest._registry import method
 class GhostBatchNorm(_BatchNorm):
     r"""Ghost batch normalization: a large batch normalized in groups, each by itself.
 
-    In training the batch is cut into groups of about ``ghost_size`` samples; group :math:`i` is
-    normalized by its own mean :math:`\mu_i` and variance, over samples and positions, and the
-    running statistics take the groups one after the other, as if they were batches:
+    In training a batch of :math:`B_L` samples is cut into :math:`k` groups, as many of
+    ``ghost_size`` samples, :math:`B_S`, as fit. Group :math:`i` is normalized by its own mean
+    :math:`\mu_i` and variance, over samples and positions, and the running statistics take the
+    groups one after the other, as if they were batches:
 
     .. math::
 
-        y = \gamma\, \frac{x - \mu_i}{\sqrt{\sigma_i^2 + \epsilon}} + \beta, \qquad
+        y_i = \gamma\, \frac{x_i - \mu_i}{\sqrt{\sigma_i^2 + \epsilon}} + \beta, \qquad
         \mu \leftarrow (1 - \eta)\, \mu + \eta\, \mu_i \quad (i = 1, \dots, k).
 
     The noise in a small batch's statistics regularizes; in a large batch it averages out. Ghosts
@@ -92,19 +93,26 @@ class GhostBatchNorm(_BatchNorm):
         self._check_input_dim(x)
         if not self.training:
             return self._normalize(x)
+        # $y = (y_1, \dots, y_k)$
         return torch.cat([self._normalize(part) for part in self._ghosts(x)])
 
     def _ghosts(self, x: Tensor) -> tuple[Tensor, ...]:
-        return x.tensor_split(max(1, len(x) // self.ghost_size))
+        # $k = \max(1, \lfloor B_L / B_S \rfloor)$
+        groups = max(1, len(x) // self.ghost_size)
+        # $x = (x_1, \dots, x_k)$
+        return x.tensor_split(groups)
 
     def _normalize(self, x: Tensor) -> Tensor:
+        # $\eta$
         weight = self.momentum
         if self.training and self.num_batches_tracked is not None:
             self.num_batches_tracked.add_(1)
             if weight is None:
                 weight = 1.0 / float(self.num_batches_tracked)
+        # $y_i = \gamma\, (x_i - \mu_i) / \sqrt{\sigma_i^2 + \epsilon} + \beta$
         return functional.batch_norm(
             x,
+            # $\mu \leftarrow (1 - \eta)\, \mu + \eta\, \mu_i$
             self.running_mean,
             self.running_var,
             self.weight,

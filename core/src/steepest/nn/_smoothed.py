@@ -107,12 +107,19 @@ class Smoothed(torch.nn.Module):
                 raise ValueError(f"{name}={number!r} is not valid: give a whole number >= 1")
         if not 0 < alpha < 1:
             raise ValueError(f"alpha={alpha!r} is not valid: give a number in (0, 1)")
+        # $c = \arg\max_{c'} \#\{i : f(x + \delta_i) = c'\}$
         chosen = self.counts(x, selection, self.seed).argmax(1)
-        hits = self.counts(x, samples, self.seed + 1).gather(1, chosen[:, None])[:, 0]
+        votes = self.counts(x, samples, self.seed + 1)
+        # $k = \#\{i \le n : f(x + \delta_i) = c\}$
+        hits = votes.gather(1, chosen[:, None])[:, 0]
+        # $p: \; \Pr[\mathrm{Bin}(n, p) \ge k] = \alpha$
         share = clopper_pearson(hits, samples, alpha)
+        # $p > \frac12$
         sure = share > 0.5
+        # $R = \sigma\, \Phi^{-1}(\max(p, \frac12))$
         radius = self.sigma * torch.special.ndtri(share.clamp_min(0.5))
-        return Certificate(torch.where(sure, chosen, -1), torch.where(sure, radius, 0.0))
+        prediction = torch.where(sure, chosen, -1)
+        return Certificate(prediction, torch.where(sure, radius, 0.0))
 
 
 def clopper_pearson(hits: Tensor, samples: int, alpha: float) -> Tensor:
@@ -127,6 +134,13 @@ def clopper_pearson(hits: Tensor, samples: int, alpha: float) -> Tensor:
 
     Returns:
         Bounds, float64 of the counts' shape.
+
+    Example:
+        If all of n draws hit, the bound is the n-th root of alpha.
+
+        >>> bound = clopper_pearson(torch.tensor([100]), samples=100, alpha=0.001)
+        >>> bound.item() - 0.001**0.01 < 1e-12
+        True
     """
     known, place = torch.unique(hits, return_inverse=True)
     k = torch.arange(samples + 1, dtype=torch.float64, device=hits.device)

@@ -21,7 +21,12 @@ def log_stable(x: Tensor) -> Tensor:
         tensor([0.2500, 1.0000, 4.0000])
     """
     # Clamped, as torch.where differentiates the branch not taken too.
-    return torch.where(x < 0, -torch.log1p(-x.clamp(max=0)), torch.log1p(x.clamp(min=0)))
+    # $\log(1 + \max(x, 0))$
+    above = torch.log1p(x.clamp(min=0))
+    # $\log(1 - \min(x, 0))$
+    below = torch.log1p(-x.clamp(max=0))
+    # $\log s(x) = \operatorname{sign}(x) \log(1 + |x|)$
+    return torch.where(x < 0, -below, above)
 
 
 @method(
@@ -93,11 +98,18 @@ def stablemax_cross_entropy(
         logits = logits.float()
     kept = targets != ignore_index
     index = targets.where(kept, 0).long().unsqueeze(-1)
+    # $\log s(x_k)$
     scores = log_stable(logits)
-    others = (scores - scores.gather(-1, index)).scatter(-1, index, -torch.inf)
-    # log(1 + e^z), z the others' logarithm: it keeps its digits where 1 + e^z would round to 1.
+    # $\log s(x_y)$
+    right = scores.gather(-1, index)
+    # $z_k = \log s(x_k) - \log s(x_y), \ z_y = -\infty$
+    others = (scores - right).scatter(-1, index, -torch.inf)
+    # $z = \log \sum_k e^{z_k}$
     odds = torch.logsumexp(others, -1)
-    losses = torch.logaddexp(odds, torch.zeros_like(odds)).where(kept, 0)
+    # This keeps its digits where 1 + e^z would round to 1.
+    # $\ell = \log(1 + e^z)$
+    losses = torch.logaddexp(odds, torch.zeros_like(odds))
+    losses = losses.where(kept, 0)
     if reduction == "none":
         return losses
     return losses.sum() if reduction == "sum" else losses.sum() / kept.sum()

@@ -80,20 +80,30 @@ def vanishing_penalty(
     """
     if len(states) < 2:
         raise ValueError(f"the penalty compares successive states, and there are {len(states)}")
-    errors = torch.stack(torch.autograd.grad(loss, list(states), retain_graph=True)[1:])
-    # A factor does not matter, and this one keeps squares of small numbers from underflow.
+    # $\delta_k = \partial E / \partial x_k$
+    slopes = torch.autograd.grad(loss, list(states), retain_graph=True)
+    # $\delta_1, \dots, \delta_T$
+    errors = torch.stack(slopes[1:])
+    # A factor cancels; this one keeps squares of small numbers above 0.
     size = errors.abs().amax(-1, keepdim=True)
     alive = size.squeeze(-1) > 0
+    # $\delta_k \leftarrow \delta_k / \lVert \delta_k \rVert_\infty$
     errors = errors / size.where(size > 0, 1)
     with torch.enable_grad():
-        before = torch.stack([x.detach() for x in states[:-1]]).requires_grad_()
+        # $x_0, \dots, x_{T-1}$
+        before = torch.stack(list(states[:-1])).detach().requires_grad_()
+        # $x_1, \dots, x_T$
         after = transition(before)
         if after.shape != before.shape:
             raise ValueError(
                 f"the transition made {tuple(after.shape)} of {tuple(before.shape)}: it takes and "
                 "returns all states, stacked"
             )
+        # $\delta_{k+1} J_k$
         (pulled,) = torch.autograd.grad(after, before, errors, create_graph=True)
+        # $\lVert \delta_{k+1} \rVert$
         lengths = torch.linalg.vector_norm(errors, dim=-1).where(alive, 1)
+        # $r_k = \lVert \delta_{k+1} J_k \rVert / \lVert \delta_{k+1} \rVert$
         ratios = torch.linalg.vector_norm(pulled, dim=-1) / lengths
+        # $\Omega = \operatorname{mean}_k\, (r_k - 1)^2$
         return (ratios - 1).where(alive, 0).square().sum() / alive.sum().clamp(min=1)

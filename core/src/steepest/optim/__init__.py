@@ -46,5 +46,6 @@ from steepest.optim._triple_momentum import TripleMomentum as TripleMomentum
 from steepest.optim._triple_momentum import tuned_momenta as tuned_momenta
 from steepest.optim._udog import UDoG as UDoG
 from steepest.optim._vrgd import VRGD as VRGD
+from steepest.optim._vrgd import gsnr as gsnr
 from steepest.optim._wrapper import Wrapper as Wrapper
 from steepest.optim._xgrad import XGrad as XGrad

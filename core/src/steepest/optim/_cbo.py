@@ -47,8 +47,11 @@ def consensus_weights(values: Tensor, alpha: float) -> Tensor:
             "the loss is NaN or infinite at every particle; nothing has moved. Start closer, or "
             "spread the particles less"
         )
+    # $f_i - \min_j f_j$
     above = torch.where(finite, values - values[finite].min(), 0.0)
+    # $e^{-\alpha (f_i - \min_j f_j)}$
     weights = torch.where(finite, torch.exp(-alpha * above), 0.0)
+    # $w_i = e^{-\alpha f_i} / \sum_j e^{-\alpha f_j}$
     return weights / weights.sum()
 
 
@@ -161,19 +164,28 @@ class CBO(OracleDriven):
         groups, clouds, weights = answer.rest
         square = torch.zeros(self.population, dtype=torch.float64)
         for (p, _, _), cloud in zip(groups, clouds, strict=True):
+            # $\bar x = \sum_i w_i x_i$
             p.copy_(torch.tensordot(weights.to(cloud), cloud, 1))
+            # $x_i - \bar x$
             cloud.sub_(p)
             square += cloud.double().square().flatten(1).sum(1).cpu()
+        # $\lVert x_i - \bar x \rVert$
         distance = square.sqrt().tolist()
         count = sum(p.numel() for p, _, _ in groups)
         for (p, place, group), cloud in zip(groups, clouds, strict=True):
             lr, drift = float(group["lr"]), float(group["drift"])
             sigma = group["diffusion"]
-            sigma = 0.7 * math.sqrt(2 * drift / max(count, 1)) if sigma is None else float(sigma)
+            if sigma is None:
+                # $\sigma = 0.7 \sqrt{2 \lambda / d}$
+                sigma = 0.7 * math.sqrt(2 * drift / max(count, 1))
+            # $(1 - \eta\lambda) (x_i - \bar x)$
             cloud.mul_(1 - lr * drift)
             for i, length in enumerate(distance):
-                scale = sigma * math.sqrt(lr) * length
-                add_noise_([cloud[i]], split_seed(self.draw(), i), scale, start=[place])
+                seed = split_seed(self.draw(), i)
+                scale = float(sigma) * math.sqrt(lr) * length
+                # $\dots + \sigma \sqrt\eta\, \lVert x_i - \bar x \rVert\, z_i$
+                add_noise_([cloud[i]], seed, scale, start=[place])
+            # $x_i \leftarrow \bar x + \dots$
             cloud.add_(p)
             self.state[p]["particles"] = cloud
 
@@ -215,16 +227,16 @@ class ConsensusHopping(OracleDriven):
 
         x_i = \theta + s z_i, \qquad
         \theta \leftarrow \frac{\sum_i x_i\, e^{-\alpha f(x_i)}}{\sum_i e^{-\alpha f(x_i)}}, \qquad
-        s^2 = \eta / \alpha, \qquad z_i \sim \mathcal N(0, I).
+        s^2 = \tau / \alpha, \qquad z_i \sim \mathcal N(0, I).
 
     The density of a Gaussian times :math:`e^{-\alpha f}` is
-    :math:`\exp(-\alpha\,[f(y) + \|y - \theta\|^2 / 2\eta])`, whose mean is close to its mode for
+    :math:`\exp(-\alpha\,[f(y) + \|y - \theta\|^2 / 2\tau])`, whose mean is close to its mode for
     large :math:`\alpha` (Laplace). So a step goes to the proximal point, without a gradient:
 
     .. math::
 
-        \theta \leftarrow \operatorname*{arg\,min}_y\; f(y) + \frac{\|y - \theta\|^2}{2 \eta}
-            + \text{noise} = \theta - \eta \nabla f(\theta) + O(\eta^2) + \text{noise}.
+        \theta \leftarrow \operatorname*{arg\,min}_y\; f(y) + \frac{\|y - \theta\|^2}{2 \tau}
+            + \text{noise} = \theta - \tau \nabla f(\theta) + O(\tau^2) + \text{noise}.
 
     The noise falls with the number of samples :math:`n` as :math:`s / \sqrt n`. On a quadratic
     the mean *is* the mode, and noise is all the error there is.
@@ -232,10 +244,10 @@ class ConsensusHopping(OracleDriven):
     Args:
         params: Parameters, named parameters, or groups. With names a parameter's noise belongs to
             its name; without, to its position.
-        lr: Step :math:`\eta`, in the units of gradient descent's. A group with 0 stays as it is.
+        lr: Step :math:`\tau`, in the units of gradient descent's. A group with 0 stays as it is.
         alpha: Inverse temperature :math:`\alpha > 0`, in units of one over the loss: samples have
-            the width :math:`\sqrt{\eta / \alpha}`. Few samples carry the weight where
-            :math:`\sqrt{\eta \alpha}\, \|\nabla f\|` is above about 1.
+            the width :math:`\sqrt{\tau / \alpha}`. Few samples carry the weight where
+            :math:`\sqrt{\tau \alpha}\, \|\nabla f\|` is above about 1.
         population: Samples :math:`n`; one forward pass each, and no memory.
         seed: Seed of the noise, which is a function of (seed, step, particle, element).
 
@@ -283,12 +295,14 @@ class ConsensusHopping(OracleDriven):
     def query(self, objective: Objective) -> Answer:
         """Read the loss at each sample, and weigh them."""
         groups = searched(self, objective)
+        # $f(x_i), \quad x_i = \theta + s z_i$
         values = evaluate(
             objective,
             [p for p, _, _ in groups],
             lambda i: self._move(groups, {i: 1.0}),
             self.population,
         )
+        # $w_i = e^{-\alpha f(x_i)} / \sum_j e^{-\alpha f(x_j)}$
         weights = consensus_weights(values, self.alpha)
         value = (weights * values.nan_to_num()).sum()
         return Answer(objective, value, None, (groups, dict(enumerate(weights.tolist()))))
@@ -303,8 +317,11 @@ class ConsensusHopping(OracleDriven):
     def _move(self, groups: list[Place], weights: dict[int, float]) -> None:
         seeds = [split_seed(self.draw(), i) for i in weights]
         for p, place, group in groups:
+            # $s = \sqrt{\tau / \alpha}$
             width = math.sqrt(float(group["lr"]) / self.alpha)
-            add_noise_([p.detach()], seeds, [width * w for w in weights.values()], start=[place])
+            scales = [width * w for w in weights.values()]
+            # $\theta \leftarrow \theta + s \sum_i w_i z_i$
+            add_noise_([p.detach()], seeds, scales, start=[place])
 
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "alpha": self.alpha, "population": self.population}

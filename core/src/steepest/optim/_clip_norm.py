@@ -78,10 +78,13 @@ class ClipNorm(Filter):
         """Scale all gradients by the same factor; no wait for the device."""
         if not grads:
             return [], []
+        # $\lVert g \rVert$
         total = torch.nn.utils.get_total_norm(grads)
+        # $c = \min\bigl(1, \tau / (\lVert g \rVert + 10^{-6})\bigr)$
         factor = torch.clamp(self.max_norm / (total + 1e-6), max=1.0)
         if len({g.device for g in grads}) > 1:
             return [g * factor.to(g.device) for g in grads], memories
+        # $\tilde g = c\, g$
         return list(torch._foreach_mul(grads, factor)), memories
 
     def own_state(self) -> dict[str, Any]:

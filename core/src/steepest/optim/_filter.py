@@ -35,6 +35,18 @@ class Filter(Wrapper, ABC):
 
     Attributes:
         steps: Steps made.
+
+    Example:
+        Descent by signs, whatever the optimizer.
+
+        >>> class Signs(Filter):
+        ...     def filter(self, params, grads, memories):
+        ...         return [g.sign() for g in grads], memories
+        >>> p = torch.nn.Parameter(torch.tensor([1.0, -1.0]))
+        >>> p.grad = torch.tensor([1e3, -1e-3])
+        >>> Signs(torch.optim.SGD([p], lr=0.5)).step()
+        >>> p.data
+        tensor([ 0.5000, -0.5000])
     """
 
     def __init__(self, optimizer: torch.optim.Optimizer) -> None:

@@ -85,6 +85,7 @@ class GradientNoise(Filter):
     @property
     def variance(self) -> float:
         """Variance of the next step's noise."""
+        # $\sigma_t^2 = \eta / (1 + t)^\gamma$
         return self.eta / (1 + self.steps) ** self.gamma
 
     def filter(
@@ -101,8 +102,10 @@ class GradientNoise(Filter):
         )
         place = dict(zip(everything, starts, strict=True))
         runs = _runs([real(g) for g in grads], [place[p] for p in params])
+        # $g_t$
         flat = [torch.cat([t.reshape(-1) for t in run]) for _, run in runs]
         seed = split_seed(self.seed, self.steps)
+        # $\tilde g_t = g_t + \sigma_t z_t$
         add_noise_(flat, seed, self.variance**0.5, start=[start for start, _ in runs])
         parts = [
             part.view_as(t)

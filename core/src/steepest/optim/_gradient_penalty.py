@@ -97,26 +97,34 @@ class GradientPenalty(OracleDriven, Wrapper):
         penalty = [torch.zeros_like(p) for p in params]
         loss = torch.zeros((), device=params[0].device)
         for block in blocks:
+            # $g_b / k$
             value, gradient = block.gradient()
             loss = loss + value
             norms = torch.stack([torch.linalg.vector_norm(g) for g in gradient])
+            # $\lVert g_b \rVert / k$
             norm = torch.linalg.vector_norm(norms).item()
+            # $g \leftarrow g + g_b / k$
             torch._foreach_add_(total, gradient)
             if self.alpha == 0 or norm == 0:
                 continue
             try:
                 for p, g in zip(params, gradient, strict=True):
+                    # $\hat\theta = \theta + \epsilon\, g_b / \lVert g_b \rVert$
                     p.add_(g, alpha=self.radius / norm)
+                # $\nabla f_b(\hat\theta) / k$
                 moved = block.gradient().gradient
             finally:
                 for p, start in zip(params, home, strict=True):
                     p.copy_(start)
-            # The block's own gradient is as many times the term's as there are blocks.
+            # k times, as a block's loss is a k-th of f_b.
+            # $a = \lVert g_b \rVert / \epsilon$
             scale = len(blocks) * norm / self.radius
             for h, new, old in zip(penalty, moved, gradient, strict=True):
+                # $h \leftarrow h + a\, \bigl(\nabla f_b(\hat\theta) - g_b\bigr) / k$
                 h.add_(new - old, alpha=scale)
-        lr = {p: float(group["lr"]) for group in self.param_groups for p in group["params"]}
+        lr = {p: float(g["lr"]) for g in self.param_groups for p in g["params"]}
         for g, h, p in zip(total, penalty, objective.params, strict=True):
+            # $g \leftarrow g + \tfrac{\alpha\eta}{2}\, h$
             g.add_(h, alpha=0.5 * self.alpha * lr.get(p, 0.0))
         return Answer(objective, loss, total)
 

@@ -124,7 +124,9 @@ class Gravity(Elementwise):
 
     def numbers(self, group: Group, step: int) -> dict[str, float]:
         r"""Learning rate, and the decay rate :math:`\hat\beta` of the step."""
-        return {"lr": float(group["lr"]), "beta": (float(group["beta"]) * step + 1) / (step + 2)}
+        # $\hat\beta = (\beta t + 1) / (t + 2)$
+        decay = (float(group["beta"]) * step + 1) / (step + 2)
+        return {"lr": float(group["lr"]), "beta": decay}
 
     def inputs(
         self,
@@ -145,11 +147,14 @@ class Gravity(Elementwise):
 
     def coefficients(self, measured: list[Measured], loss: Tensor | None) -> list[Coefficients]:
         """Largest gradient of each tensor."""
-        return [{"peak": torch.stack([_peak(g) for g in m.grads])} for m in measured]
+        return [{"peak": torch.stack([peak(g) for g in m.grads])} for m in measured]
 
 
-def _peak(g: Tensor) -> Tensor:
+def peak(g: Tensor) -> Tensor:
+    """Largest magnitude in a tensor, 0 in an empty one."""
     if not g.numel():
         return g.new_zeros((), dtype=torch.float64)
+    # $\min G,\ \max G$
     low, high = g.aminmax()
+    # $\max|G| = \max(-\min G, \max G)$
     return torch.maximum(-low, high).double()

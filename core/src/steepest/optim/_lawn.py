@@ -22,7 +22,9 @@ def tangent(v: Tensor, w: Tensor) -> Tensor:
         >>> tangent(torch.tensor([3.0, 4.0]), torch.tensor([2.0, 0.0]))
         tensor([0., 4.])
     """
+    # $\lVert w \rVert^2$
     size = w.square().sum()
+    # $P_w v = v - w\, (v^\top w) / \lVert w \rVert^2$
     return v - w * ((v * w).sum() / size) if size > 0 else v
 
 
@@ -143,8 +145,10 @@ class LAWN(Wrapper):
                 self.state.clear()
             for group, lr in zip(self.param_groups, rates, strict=True):
                 group["lr"] = lr if since >= self.warmup else lr * (since / self.warmup)
+            # $P_w \nabla f(w)$
             turned = [tangent(g.to(w), w).to(g) for g, w in zip(grads, home, strict=True)]
             with lent(layers, turned):
+                # $w + d$
                 self.step_inside(loss)
         except BaseException:
             self.state.update(state)
@@ -153,9 +157,15 @@ class LAWN(Wrapper):
             for group, lr in zip(self.param_groups, rates, strict=True):
                 group["lr"] = lr
         for p, w in zip(layers, home, strict=True):
-            norm = self.memory.setdefault(p, {"norm": torch.linalg.vector_norm(w)})["norm"]
+            now = {"norm": torch.linalg.vector_norm(w)}
+            # $c = \lVert w \rVert \text{ at the switch}$
+            norm = self.memory.setdefault(p, now)["norm"]
+            # $u = w + P_w d$
             moved = w + tangent(p.to(w) - w, w)
-            p.copy_(moved * (norm / torch.linalg.vector_norm(moved)) if norm > 0 else moved)
+            if norm > 0:
+                # $c\, u / \lVert u \rVert$
+                moved = moved * (norm / torch.linalg.vector_norm(moved))
+            p.copy_(moved)
 
     def own_state(self) -> dict[str, Any]:
         """The norms, and the number of steps."""

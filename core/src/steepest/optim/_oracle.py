@@ -48,6 +48,25 @@ class OracleDriven(torch.optim.Optimizer, ABC):
         oracle: Name of the oracle that is queried.
         seed: Seed of the random directions.
         steps: Steps made.
+
+    Example:
+        Newton's method along the gradient: one gradient, one Hessian product.
+
+        >>> class AlongGradient(OracleDriven):
+        ...     def query(self, objective):
+        ...         value, (g,) = objective.gradient()
+        ...         (product,) = objective.hvp([g])[-1]
+        ...         return Answer(objective, value, [g], (g * g).sum() / (g * product).sum())
+        ...
+        ...     @torch.no_grad()
+        ...     def update(self, answer):
+        ...         (p,) = answer.objective.params
+        ...         p.sub_(answer.rest * p.grad)
+        >>> p = torch.nn.Parameter(torch.tensor([3.0, 4.0]))
+        >>> opt = AlongGradient([p], {})
+        >>> _ = opt.step(lambda: 5 * (p**2).sum())
+        >>> p.data.abs().max() < 1e-6
+        tensor(True)
     """
 
     oracle: str

@@ -41,8 +41,12 @@ def rank_utilities(values: Tensor) -> Tensor:
     """
     n = len(values)
     ranks = torch.empty_like(values)
-    ranks[values.nan_to_num(nan=math.inf).argsort(stable=True)] = torch.arange(1, n + 1).to(values)
+    order = values.nan_to_num(nan=math.inf).argsort(stable=True)
+    # $r_i \in \{1, \dots, n\}$
+    ranks[order] = torch.arange(1, n + 1).to(values)
+    # $v_i = \max(0, \ln(n / 2 + 1) - \ln r_i)$
     raw = (math.log(n / 2 + 1) - ranks.log()).clamp(min=0)
+    # $u_i = v_i / \sum_j v_j - 1 / n$
     return raw / raw.sum() - 1 / n
 
 
@@ -164,19 +168,23 @@ class SNES(OracleDriven):
         for group in self.param_groups:
             check_hyperparameters("SNES", group)
         groups, sigmas, places, masks, utilities = answer.rest
+        count = sum(int(m.sum()) for m in masks) if masks else sum(s.numel() for s in sigmas)
+        own = (3 + math.log(max(count, 1))) / (5 * math.sqrt(max(count, 1)))
         toward = [torch.zeros_like(sigma) for sigma in sigmas]
         spread = [torch.zeros_like(sigma) for sigma in sigmas]
         for i, u in enumerate(utilities):
             directions = self._noise(sigmas, i, places, masks)
             for first, second, z in zip(toward, spread, directions, strict=True):
+                # $\sum_i u_i z_i$
                 first.add_(z, alpha=u)
-                second.addcmul_(z, z, value=u)  # the utilities' sum is 0, so the -1 adds nothing
-        count = sum(int(m.sum()) for m in masks) if masks else sum(s.numel() for s in sigmas)
-        own = (3 + math.log(max(count, 1))) / (5 * math.sqrt(max(count, 1)))
+                # $\sum_i u_i (z_i^2 - 1), \; \text{as } \sum_i u_i = 0$
+                second.addcmul_(z, z, value=u)
         rows = zip(groups, sigmas, toward, spread, strict=True)
         for (p, _, group), sigma, first, second in rows:
             rate = own if group["sigma_lr"] is None else float(group["sigma_lr"])
+            # $\theta \leftarrow \theta + \eta\, \sigma \odot \sum_i u_i z_i$
             p.addcmul_(sigma, first, value=float(group["lr"]))
+            # $\sigma \leftarrow \sigma \odot \exp(\frac{\eta_\sigma}{2} \sum_i u_i (z_i^2 - 1))$
             self.state[p]["sigma"] = sigma * torch.exp(0.5 * rate * second)
 
     def _sigma(self, p: Tensor, start: float) -> Tensor:

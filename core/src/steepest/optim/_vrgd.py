@@ -25,16 +25,29 @@ def gsnr(mean: Tensor, variance: Tensor, floor: float) -> Tensor:
 
     Elements without any noise have ratio 1 and stay out of the layer's mean.
 
+    Args:
+        mean: :math:`\bar g` of a layer, of any shape.
+        variance: :math:`\sigma^2` of its elements over the parts of a batch, of the same shape.
+        floor: :math:`\gamma`, between 0 and 1.
+
+    Returns:
+        :math:`r`, of the same shape, without a unit.
+
     Example:
         Equal means, noise of 1 and 4: ratios 1 and 1/4 before the division by their mean.
 
         >>> gsnr(torch.ones(2), torch.tensor([1.0, 4.0]), floor=0.1)
         tensor([1.0000, 0.4000])
     """
+    # $q = \bar g^2 / \sigma^2$
     ratio = mean.square() / variance
     noisy = variance > 0
+    # $\operatorname{mean}(q)$
     layer = ratio[noisy].mean() if noisy.any() else ratio.new_ones(())
-    return torch.where(noisy, ratio / layer, 1.0).nan_to_num(nan=floor).clamp(floor, 1.0)
+    # $q / \operatorname{mean}(q)$
+    relative = torch.where(noisy, ratio / layer, 1.0).nan_to_num(nan=floor)
+    # $r = \operatorname{clip}(q / \operatorname{mean}(q), \gamma, 1)$
+    return relative.clamp(floor, 1.0)
 
 
 _FRESH = {"gsnr": torch.zeros(()), "steps": torch.zeros((), dtype=torch.int64)}
@@ -134,19 +147,19 @@ class VRGD(OracleDriven, Wrapper):
                 off = len(parts) * g.to(m.dtype) - m
                 m.add_(off / n)
                 s.addcmul_(off, off, value=(n - 1) / n)
-        memories = []
+        gradients, memories = [], []
         for p, m, s in zip(params, mean, spread, strict=True):
             ema, steps = self.memory.get(p, _FRESH).values()
-            if len(parts) > 1:  # else what is remembered: a last batch may have one part
+            # A last batch may have one part: what is remembered scales it.
+            if len(parts) > 1:
                 ratio = gsnr(m, s / len(parts), self.floor)
+                # $p_t = \beta p_{t-1} + (1 - \beta)\, r$
                 ema, steps = self.beta * ema + (1 - self.beta) * ratio, steps + 1
             memories.append({"gsnr": ema, "steps": steps})
-        gradients = [
-            (m * (kept["gsnr"] / (1 - self.beta ** kept["steps"].item()))).to(p.dtype)
-            if kept["steps"] > 0
-            else m.to(p.dtype)
-            for p, m, kept in zip(params, mean, memories, strict=True)
-        ]
+            if steps > 0:
+                # $\hat p_t\, \bar g, \quad \hat p_t = p_t / (1 - \beta^t)$
+                m = m * (ema / (1 - self.beta ** steps.item()))
+            gradients.append(m.to(p.dtype))
         return Answer(objective, total, gradients, memories)
 
     def update(self, answer: Answer) -> None:

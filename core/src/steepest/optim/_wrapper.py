@@ -30,6 +30,20 @@ class Wrapper(torch.optim.Optimizer, ABC):
     Attributes:
         optimizer: The optimizer inside.
         memory: What the wrapper remembers of a parameter: tensors by name.
+
+    Example:
+        >>> class Counting(Wrapper):
+        ...     calls = 0
+        ...
+        ...     def step(self, closure=None):
+        ...         self.calls += 1
+        ...         return self.optimizer.step(closure)
+        >>> p = torch.nn.Parameter(torch.tensor([1.0]))
+        >>> p.grad = torch.tensor([1.0])
+        >>> opt = Counting(torch.optim.SGD([p], lr=0.25))
+        >>> opt.step()
+        >>> opt.calls, p.item()
+        (1, 0.75)
     """
 
     def __init__(self, optimizer: torch.optim.Optimizer) -> None:

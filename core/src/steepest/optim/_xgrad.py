@@ -108,16 +108,20 @@ class XGrad(Wrapper):
             loss = None if closure is None else closure()
         with torch.no_grad():
             params = [p for g in self.param_groups for p in g["params"] if p.grad is not None]
+            # $\hat\theta_t$
             asked = [p.clone() for p in params]
+            # $\theta_t$
             start = [self._own(p).clone() for p in params]
             try:
                 _put(params, start)
+                # $\theta_{t+1} = \text{optimizer}(\theta_t, \nabla f(\hat\theta_t))$
                 self.step_inside(loss)
             except BaseException:
                 _put(params, asked)
                 raise
             for p, before in zip(params, start, strict=True):
                 self.memory[p] = {"weights": p.clone()}
+                # $\hat\theta_{t+1} = \theta_{t+1} + s\,(\theta_{t+1} - \theta_t)$
                 p.add_(p - before, alpha=self.lookahead)
         return loss
 

@@ -42,6 +42,7 @@ def signal_to_noise(means: Tensors, sigmas: Tensors) -> list[Tensor]:
         >>> signal_to_noise([torch.tensor([-2.0, 0.5])], [torch.tensor([4.0, 0.1])])
         [tensor([0.5000, 5.0000])]
     """
+    # $|m_j| / \sigma_j$
     return [m.abs() / s for m, s in zip(means, sigmas, strict=True)]
 
 
@@ -149,14 +150,19 @@ def snr_pruning(
     masks = [torch.ones_like(t, dtype=torch.bool, requires_grad=False) for t in start]
     tickets: list[Ticket] = []
     for k in range(rounds + 1):
+        # $M \odot m_0$
         rewound = [t.detach() * m for t, m in zip(start, masks, strict=True)]
-        means, sigmas = train([t.clone() for t in rewound], [m.clone() for m in masks])
+        copies = [t.clone() for t in rewound], [m.clone() for m in masks]
+        # $(m, \sigma) = \mathrm{train}(M \odot m_0, M)$
+        means, sigmas = train(*copies)
         held = [[t.detach().clone() for t in each] for each in (means, sigmas)]
         tickets.append(Ticket(masks, rewound, *held))
         if k < rounds:
             scores = score(*held)
             chosen = [i for i, yes in enumerate(which) if yes]
-            left = prune_lowest([scores[i] for i in chosen], [masks[i] for i in chosen], fraction)
+            ranked, alive = ([each[i] for i in chosen] for each in (scores, masks))
+            # $M \leftarrow M \odot [\,|m| / \sigma > p\text{-quantile}\,]$
+            left = prune_lowest(ranked, alive, fraction)
             masks = list(masks)
             for i, mask in zip(chosen, left, strict=True):
                 masks[i] = mask

@@ -284,7 +284,22 @@ class QController:
 
 
 def play(environment: Environment, instances: Floats, policy: Policy) -> Floats:
-    """Sum of the rewards of a policy's episode on each instance."""
+    """Sum of the rewards of a policy's episode on each instance.
+
+    Args:
+        environment: What is played.
+        instances: Its instances, of shape (n, k).
+        policy: From states to actions.
+
+    Returns:
+        Of shape (n,).
+
+    Example:
+        A sigmoid that rises after the first of ten steps, and a policy that is always high.
+
+        >>> float(play(SigmoidTracking(), np.array([[100.0, 1.5]]), constant(2))[0].round(6))
+        9.0
+    """
     states, total = environment.reset(instances), np.zeros(len(instances))
     for _ in range(environment.steps):
         states, rewards = environment.step(policy(states))
@@ -293,5 +308,10 @@ def play(environment: Environment, instances: Floats, policy: Policy) -> Floats:
 
 
 def constant(action: int) -> Policy:
-    """The static policy: always one action."""
+    """The static policy: always one action.
+
+    Example:
+        >>> constant(2)(np.zeros((3, 5)))
+        array([2, 2, 2])
+    """
     return lambda states: np.full(len(states), action)

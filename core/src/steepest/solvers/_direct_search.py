@@ -157,16 +157,21 @@ def direct_search(
     while run.left > 0:
         if search is not None:
             before = run.value
-            proposal = search.propose(run.x.clone(), (run.low, run.high), run.left)
+            box = (run.low, run.high)
+            proposal = search.propose(run.x.clone(), box, run.left)
             run.spent += proposal.cost
             better = any(run.attempt(point, "search") for point in proposal.points)
             search.report(better)
             if better and before - run.value >= _DECISIVE * abs(before):
                 continue
+        # $\arg\max_{\lVert y - x \rVert \le R} \, \min_k \lVert y - x_k \rVert$
         if reach and run.attempt(run.farthest(reach), "cover"):
             continue
         if radius >= tolerance:
-            better = any(run.attempt(run.x + radius * d, "poll") for d in run.directions())
+            # $x \pm \delta q_i$
+            polled = [run.x + radius * d for d in run.directions()]
+            better = any(run.attempt(point, "poll") for point in polled)
+            # $\delta \leftarrow 2\delta \text{ or } \delta / 2$
             radius = 2 * radius if better else radius / 2
         elif not reach:
             break

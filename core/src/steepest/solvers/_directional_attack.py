@@ -50,18 +50,27 @@ def attack_direction(
         tensor([-1., 0.])
     """
     with torch.enable_grad():
+        # $y = \Phi(x)$
         y = outputs.detach().requires_grad_()
+        # $\nabla f(y)$
         (slope,) = torch.autograd.grad(goal(y), y)
+        # $u = -\nabla f(y)$
         direction = -slope
-        limits = torch.atleast_1d(constraints(y)) if constraints is not None else y[:0]
+        # $c(y)$
+        limits = y[:0] if constraints is None else constraints(y)
         for limit in limits.flatten():
             if limit < -slack or not limit.requires_grad:
                 continue
+            # $\nabla c_i(y)$
             (normal,) = torch.autograd.grad(limit, y, retain_graph=True)
             length = normal.norm()
             if length > 0:
+                # $n_i = \nabla c_i(y) / \lVert \nabla c_i(y) \rVert$
                 normal = normal / length
-                direction = direction - (direction @ normal).clamp(min=0) * normal
+                # $\max(0, \langle u, n_i \rangle)$
+                outward = (direction @ normal).clamp(min=0)
+                # $u \leftarrow u - \max(0, \langle u, n_i \rangle)\, n_i$
+                direction = direction - outward * normal
     return direction.detach() + 0.0
 
 
@@ -130,11 +139,15 @@ def directional_attack(
 
     objective = Objective(push, [d])
     low, high = (torch.as_tensor(end).to(x) - x for end in bounds)
+    # $r' / k, \quad r' = r \text{ or } 1.5\, r$
     length = radius if steps == 1 else 1.5 * radius / steps
     for k in range(steps):
+        # $\nabla_d \langle u, \Phi(x + d) \rangle$
         answer = objective.gradient() if estimator is None else estimator(objective, seed + k)
         with torch.no_grad():
+            # $d + \frac{r'}{k} \operatorname{sign} \nabla_d \langle u, \Phi(x + d) \rangle$
             d += length * answer.gradient[0].sign()
+            # $\operatorname{clip}_{[-r, r]}(d) \text{, in the box}$
             d.clamp_(-radius, radius).clamp_(low, high)
     return (x + d).detach(), objective.counts["forward"] + objective.counts["backward"]
 

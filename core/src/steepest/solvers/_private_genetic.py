@@ -127,6 +127,7 @@ def zcdp_scale(sensitivity: float, rho: float) -> float:
     """
     if not (math.isfinite(rho) and rho > 0 and math.isfinite(sensitivity) and sensitivity >= 0):
         raise ValueError(f"rho={rho!r} and sensitivity={sensitivity!r}: give finite numbers > 0")
+    # $\Delta / \sqrt{2 \rho}$
     return sensitivity / math.sqrt(2 * rho)
 
 
@@ -143,9 +144,18 @@ def gaussian_mechanism(
 
     Raises:
         ValueError: If an argument is out of its range.
+
+    Example:
+        >>> answers = torch.full((10_000,), 0.5)
+        >>> noisy = gaussian_mechanism(answers, sensitivity=0.1, rho=0.5, seed=0)
+        >>> abs(noisy.std() - zcdp_scale(0.1, 0.5)) < 0.005
+        tensor(True)
     """
+    # $\Delta / \sqrt{2 \rho}$
     scale = zcdp_scale(sensitivity, rho)
-    noise = torch.randn(answers.shape, generator=_generator(seed), dtype=torch.float64)
+    rng = _generator(seed)
+    noise = torch.randn(answers.shape, generator=rng, dtype=torch.float64)
+    # $a = q(D) + \mathcal N(0, \frac{\Delta^2}{2 \rho} I)$
     return answers.double() + scale * noise
 
 
@@ -191,6 +201,13 @@ def genetic_search(
 
     Raises:
         ValueError: If an argument is out of its range, or the target does not fit the queries.
+
+    Example:
+        Three quarters of ones, found from that number alone.
+
+        >>> share = torch.tensor([0.25, 0.75])
+        >>> genetic_search(share, marginals([2], [[0]]), [2], rows=8, seed=0).rows.sum()
+        tensor(6., dtype=torch.float64)
     """
     for name, given in (("rows", rows), ("population", population), ("elites", elites)):
         if given < 1:
@@ -212,12 +229,18 @@ def genetic_search(
         chances = (1 - _EXPLORE) * weights + _EXPLORE / len(weights)
         strategy = int(torch.multinomial(chances, 1, generator=rng))
         at, edited = _edit(table, strategy, domain, population, rng)
+        # $q(x'_r) - q(x_r)$
         change = queries.answer(edited) - queries.answer(table[at])
-        found = (target - (total + change) / rows).square().sum(1)
+        # $q(X') = q(X) + \frac{q(x'_r) - q(x_r)}{n}$
+        answers = (total + change) / rows
+        # $\lVert a - q(X') \rVert^2$
+        found = (target - answers).square().sum(1)
         best = int(found.argmin())
         if found[best] < loss:
             loss = float(found[best])
+            # $x_r \leftarrow x'_r$
             table[at[best]] = edited[best]
+            # $n\, q(X)$
             total = total + change[best]
             weights[strategy] *= math.exp(_EXPLORE / len(weights) / float(chances[strategy]))
             weights /= weights.sum()

@@ -12,7 +12,7 @@ import json
 import math
 import operator
 import textwrap
-from functools import cache
+from functools import cache, partial
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -28,16 +28,17 @@ from sphinx.util.docutils import SphinxDirective
 from torch import Tensor
 
 from steepest import _registry, optim
-from steepest.kernels import XP, javascript
+from steepest.kernels import XP, Rule, javascript
 from steepest.objectives import Surface, surface
 from steepest.optim import Elementwise, create
+from steepest.optim._base import arguments_of, summarize
 
 STEPS = 300
 WIDTH, HEIGHT = 600, 400  # units of the picture
 RATES = [float(f"{digit}e{power}") for power in range(-4, 1) for digit in (1, 2, 5)]
 LEVELS = (0.01, 0.03, 0.07, 0.13, 0.21, 0.31, 0.43, 0.57, 0.72, 0.87)  # shares of the box below
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
-DASHES = ("", "6 3")
+DASHES = ("", "6 3", "2 3")
 
 SURFACES: dict[str, tuple[Surface, float]] = {
     "ravine": (surface("ravine"), 0.0),
@@ -51,8 +52,15 @@ SURFACES: dict[str, tuple[Surface, float]] = {
 }
 """What a reader can pick: a surface, and the standard deviation of the gradient's noise there."""
 
-SPECIAL = {"gradient descent": ("SGDW", {"momentum": 0.0}), "momentum": ("SGDW", {})}
+SPECIAL: dict[str, tuple[str, dict[str, Any]]] = {
+    "gradient descent": ("SGDW", {"momentum": 0.0}),
+    "momentum": ("SGDW", {}),
+    "Polyak's step": ("SANIA", {"preconditioner": "identity"}),
+}
 """Entries that are not an optimizer with its defaults: class and hyper-parameters."""
+
+LEFT_OUT = {"SGDW", "LDoG"}
+"""Has its entries under other names; and with one tensor, it is DoG."""
 
 X, Y = sympy.symbols("x y", real=True)
 
@@ -107,25 +115,28 @@ def traced(shape: Surface) -> sympy.Expr:
 
 @cache
 def names() -> tuple[str, ...]:
-    """Optimizers whose step is a rule of parameter, gradient and state, and no more."""
+    """Optimizers whose step is a rule of parameter, gradient and state, and sums of these."""
     plain = [
         name
         for name, value in vars(optim).items()
         if inspect.isclass(value)
         and issubclass(value, Elementwise)
         and value is not Elementwise
-        and value.coefficients is Elementwise.coefficients
+        and (value.summary or value.coefficients is Elementwise.coefficients)
         and value.inputs is Elementwise.inputs
-        and name != "SGDW"
+        and name not in LEFT_OUT
     ]
     return (*SPECIAL, *sorted(plain))
 
 
-def make(name: str, params: list[torch.nn.Parameter], **options: Any) -> Elementwise:
+def make(
+    name: str, params: list[torch.nn.Parameter], lowest: float = 0.0, **options: Any
+) -> Elementwise:
     """An optimizer of the playground, without decay: the surfaces' minima are the goal."""
     known, own = SPECIAL.get(name, (name, {}))
-    decay = {} if name == "TripleMomentum" else {"weight_decay": 0.0}
-    made = create(known, params, backend="torch", **{**decay, **own, **options})
+    takes = inspect.signature(getattr(optim, known)).parameters
+    told = {k: v for k, v in (("weight_decay", 0.0), ("f_star", lowest)) if k in takes}
+    made = create(known, params, backend="torch", **{**told, **own, **options})
     assert isinstance(made, Elementwise)
     return made
 
@@ -134,14 +145,13 @@ def descend(
     name: str, shape: Surface, rates: list[float], steps: int = STEPS
 ) -> tuple[Tensor, Tensor]:
     """Points and values of descents at several rates at once, ``(steps + 1, rates, 2)``."""
-    opt = make(name, [torch.nn.Parameter(torch.zeros(2))])
+    opt = make(name, [torch.nn.Parameter(torch.zeros(2))], shape.value)
     group = opt.param_groups[0]
     rule = opt.rule(group)
     start = torch.tensor(shape.start, dtype=torch.float64).expand(len(rates), 2)
-    state = {
-        key: start.clone() if key in ("p", "g") or opt.slots[key].start != "zero" else start * 0
-        for key in rule.tensors
-    }
+    state = {"p": start.clone(), "g": start.clone()}
+    state |= {key: start * (how != "zero") for key, how in starts(opt).items()}
+    kept: dict[str, Any] = {}
     lr = torch.tensor(rates, dtype=torch.float64)[:, None]
     points, values = [], []
     for step in range(1, steps + 2):
@@ -151,14 +161,37 @@ def descend(
         points.append(z.detach())
         values.append(value.detach())
         numbers = {**opt.numbers(group, step), "lr": lr}
-        new = rule(*state.values(), **{key: numbers[key] for key in rule.numbers})
+        if opt.summary:
+            measure = torch.vmap(partial(opt.prepass, **only(opt.prepass, numbers)))
+            found = measure(*(state[key] for key in opt.prepass.tensors))
+            sums = dict(zip(opt.prepass.sums, found, strict=True)) | {"loss": value.detach()}
+            made = summarize(opt.summary, sums, kept, group)
+            numbers |= {key: number[:, None] for key, number in made.items()}
+        new = rule(*(state[key] for key in rule.tensors), **only(rule, numbers))
         state.update(zip(rule.written, new, strict=True))
     return torch.stack(points), torch.stack(values)
 
 
+def only(rule: Rule, numbers: dict[str, Any]) -> dict[str, Any]:
+    """The numbers that a rule takes."""
+    return {key: numbers[key] for key in rule.numbers}
+
+
+def starts(opt: Elementwise) -> dict[str, str]:
+    """How the tensors begin that an optimizer keeps beside the parameter."""
+    read = (*opt.rule(opt.param_groups[0]).tensors, *(opt.prepass.tensors if opt.prepass else ()))
+    return {key: opt.slots[key].start for key in read if key not in ("p", "g")}
+
+
 @cache
 def best_rate(name: str, kind: str) -> float:
-    """The rate of :data:`RATES` with the lowest mean log height, over a descent without noise."""
+    """The rate of :data:`RATES` with the lowest mean log height, over a descent without noise.
+
+    For those that make a rate themselves, the factor that they have by default.
+    """
+    opt = make(name, [torch.nn.Parameter(torch.zeros(2))])
+    if opt.summary:
+        return float(opt.defaults["lr"])
     shape, _ = SURFACES[kind]
     _, values = descend(name, shape, RATES)
     heights = (values - shape.value).clamp_min(1e-6).nan_to_num(math.inf).log().mean(0)
@@ -188,15 +221,15 @@ def contours(kind: str) -> str:
     return "".join(path(pixels(shape, line)) for level in levels for line in lines(level))
 
 
-def style(name: str) -> tuple[str, str]:
-    """Color and dashes of an optimizer's path."""
-    i = names().index(name)
-    return COLORS[i % len(COLORS)], DASHES[i // len(COLORS) % len(DASHES)]
+def styles(listed: list[str]) -> dict[str, tuple[str, str]]:
+    """Color and dashes of each optimizer's path; the first have colors of their own."""
+    n = len(COLORS)
+    return {name: (COLORS[i % n], DASHES[i // n % len(DASHES)]) for i, name in enumerate(listed)}
 
 
-def memory(group: dict[str, Any]) -> dict[str, Any] | None:
+def memory(group: dict[str, Any], rule: Rule) -> dict[str, Any] | None:
     """The hyper-parameter that says how long an optimizer remembers gradients."""
-    if "betas" in group:
+    if "beta1" in rule.numbers:
         return {"label": "β₁", "key": "betas", "index": 0}
     if group.get("momentum"):
         return {"label": "μ", "key": "momentum", "index": None}
@@ -208,20 +241,23 @@ def optimizer_data(name: str, links: dict[str, str]) -> str:
     opt = make(name, [torch.nn.Parameter(torch.zeros(2))])
     group = opt.param_groups[0]
     rule = opt.rule(group)
-    color, dash = style(name)
     facts = {
-        "color": color,
-        "dash": dash,
         "link": links.get(SPECIAL.get(name, (name, {}))[0]),
         "group": {k: v for k, v in group.items() if k != "params"},
-        "memory": memory(group),
+        "memory": memory(group, rule),
         "rates": {kind: best_rate(name, kind) for kind in SURFACES},
         "tensors": rule.tensors,
         "written": rule.written,
-        "starts": {key: opt.slots[key].start for key in rule.tensors if key not in ("p", "g")},
-        "source": textwrap.dedent(inspect.getsource(rule.function)),
+        "starts": starts(opt),
     }
+    shown = [rule.function]
     code = f"numbers: {javascript(type(opt).numbers)}, rule: {javascript(rule)}"
+    if opt.summary:
+        facts["reads"], _ = arguments_of(opt.summary)
+        facts |= {"measured": opt.prepass.tensors, "sums": opt.prepass.sums}
+        code += f", prepass: {javascript(opt.prepass)}, summary: {javascript(opt.summary)}"
+        shown = [opt.prepass.function, opt.summary, rule.function]
+    facts["source"] = "\n".join(textwrap.dedent(inspect.getsource(f)) for f in shown)
     return f"{{...{json.dumps(facts)}, {code}}}"
 
 
@@ -269,9 +305,8 @@ def picture(kind: str, shown: list[str]) -> str:
     """The race as SVG, as it stands at the end."""
     shape, _ = SURFACES[kind]
     parts = [f'<path class="contours" d="{contours(kind)}"/>']
-    for name in shown:
+    for name, (color, dash) in styles(shown).items():
         points, _ = descend(name, shape, [best_rate(name, kind)])
-        color, dash = style(name)
         line = path(pixels(shape, points[:, 0].numpy()))
         parts.append(
             f'<path class="race" d="{line}" stroke="{color}" stroke-dasharray="{dash}">'
@@ -292,10 +327,9 @@ def table(kind: str, shown: list[str]) -> str:
     """Where the race ended, for who reads without JavaScript."""
     shape, _ = SURFACES[kind]
     rows = []
-    for name in shown:
+    for name, (color, _) in styles(shown).items():
         rate = best_rate(name, kind)
         _, values = descend(name, shape, [rate])
-        color, _ = style(name)
         cells = f"<td>{rate:g}</td><td>{values[-1, 0].item() - shape.value:.2g}</td>"
         rows.append(f'<tr><td><span style="color:{color}">━</span> {escape(name)}</td>{cells}</tr>')
     head = "<th>Optimizer</th><th>Learning rate</th><th>Above the minimum</th>"
@@ -326,7 +360,13 @@ class Playground(SphinxDirective):
                 raise self.error(f"{name!r} is not one of {', '.join(known)}")
         root = "../" * self.env.docname.count("/")
         offered = list(names()) if "all" in self.options else shown
-        settings = {"surface": kind, "shown": shown, "offered": offered, "root": root}
+        settings = {
+            "surface": kind,
+            "shown": shown,
+            "offered": offered,
+            "styles": styles([*shown, *(name for name in offered if name not in shown)]),
+            "root": root,
+        }
         scripts = "".join(
             f'<script defer src="{root}_static/{name}.js"></script>'
             for name in ("playground-rules", "playground")

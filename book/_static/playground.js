@@ -21,6 +21,7 @@ steepest.descend = (optimizer, surface, { start, group, steps, noise = 0, seed =
   const normal = normals(seed);
   const point = [...start];
   const state = {};
+  const kept = {}; // by a summary, from step to step
   for (const [name, from] of Object.entries(optimizer.starts)) {
     state[name] = from === "zero" ? [0, 0] : [...start];
   }
@@ -30,6 +31,20 @@ steepest.descend = (optimizer, surface, { start, group, steps, noise = 0, seed =
     const gradient = surface.gradient(point).map((slope) => slope + noise * normal());
     const tensors = { ...state, p: point, g: gradient };
     const numbers = optimizer.numbers(group, step);
+    if (optimizer.summary) {
+      // The rest of the numbers come of sums over the elements, and of what is kept.
+      const terms = [0, 1].map((i) =>
+        optimizer.prepass(...optimizer.measured.map((name) => tensors[name][i]), numbers),
+      );
+      optimizer.sums.forEach((name, k) => {
+        kept[name] = terms[0][k] + terms[1][k];
+      });
+      kept.loss = values.at(-1);
+      const read = optimizer.reads.map((name) => kept[name] ?? 0);
+      const made = optimizer.summary(...read, { ...group, f_star: surface.lowest });
+      Object.assign(kept, made);
+      Object.assign(numbers, made);
+    }
     for (const i of [0, 1]) {
       const elements = optimizer.tensors.map((name) => tensors[name][i]);
       const made = optimizer.rule(...elements, numbers);
@@ -138,11 +153,12 @@ function playground(box, index) {
     const group = structuredClone(optimizer.group);
     const line = document.createElementNS("http://www.w3.org/2000/svg", "path");
     line.setAttribute("class", "race");
-    line.setAttribute("stroke", optimizer.color);
-    line.setAttribute("stroke-dasharray", optimizer.dash);
+    const [color, dash] = settings.styles[name];
+    line.setAttribute("stroke", color);
+    line.setAttribute("stroke-dasharray", dash);
     const dot = document.createElementNS("http://www.w3.org/2000/svg", "circle");
     dot.setAttribute("r", 5);
-    dot.setAttribute("fill", optimizer.color);
+    dot.setAttribute("fill", color);
     svg.insertBefore(line, svg.querySelector(".start"));
     svg.insertBefore(dot, svg.querySelector(".start"));
 
@@ -153,7 +169,8 @@ function playground(box, index) {
     });
     runs.checked = settings.shown.includes(name);
     const swatch = element("span", { class: "swatch", "aria-hidden": "true" });
-    swatch.style.borderTop = `4px ${optimizer.dash ? "dashed" : "solid"} ${optimizer.color}`;
+    const border = { "": "solid", "6 3": "dashed", "2 3": "dotted" }[dash];
+    swatch.style.borderTop = `4px ${border} ${color}`;
     const link = optimizer.link
       ? element("a", { href: settings.root + optimizer.link }, name)
       : name;

@@ -32,15 +32,15 @@ if "google.colab" in sys.modules:
 sys.path.append("../../book")
 
 # %%
-import inspect
 import math
-import re
 
 import matplotlib.pyplot as plt
 import torch
+from IPython.display import display
 from plotting import BLUE, GRAY, GREEN, RED, set_style
 from torch.nn import functional as F
 
+from steepest import listing
 from steepest.lightning import AdaptiveBatchSize, Classifier, DigitsData
 from steepest.oracles import Objective
 from steepest.probes import (
@@ -61,14 +61,6 @@ COLORS = {
     "norm test": RED,
 }
 
-
-def show(function):
-    """Print a function's source without its decorator and its docstring."""
-    text = inspect.getsource(function)
-    text = text[text.index("def ") :]
-    print(re.sub(r' *r?""".*?"""\n', "", text, count=1, flags=re.S))
-
-
 # %% [markdown]
 # (adaptivebatchsize)=
 # ## The norm test: batches that grow when they must
@@ -83,11 +75,14 @@ def show(function):
 #
 # from the next step on. Sizes never shrink. What passes has a noise that vanishes with the gradient, as in gradient descent; hence the paper's rate, $O(1/K)$ for $\min_k \lVert\nabla f\rVert^2$ on smooth problems. With AdaGrad-Norm as the optimizer the method is AdAdaGrad-Norm; with AdaGrad and the same test for each coordinate, $V_j/b \le \eta^2 g_j^2$ for all $j$, it is AdAdaGrad. An adaptive optimizer suits a growing batch, since it sets its own scale as the noise falls.
 #
-# **The rule.** A trainer has gradients of *parts* of a batch, not of samples. A part of $n_i$ samples has $1/n_i$ of the variance; weigh its square by $n_i$, and the estimate is that of single samples on average, without bias. The parts come one at a time, so memory is two gradients:
+# **The rule.** A trainer has gradients of *parts* of a batch, not of samples. A part of $n_i$ samples has $1/n_i$ of the variance; weigh its square by $n_i$, and the estimate is that of single samples on average, without bias. The parts come one at a time, so memory is two gradients, the mean and a sum of squares $S$:
 
 # %%
-show(GradientMoments.add)
-show(norm_test)
+display(
+    listing(GradientMoments.add, start="before ="),
+    listing(GradientMoments.variance, start="return"),
+    listing(norm_test),
+)
 
 # %% [markdown]
 # **See it work, 1: noise follows signal.** Logistic regression, 16,384 samples in 20 dimensions, where each sample's gradient is a formula and the exact gradient can be had for comparison. `train` is AdaGrad; a *policy* looks at the rows of sample gradients and names the next size.
@@ -289,7 +284,7 @@ print("and in one batch of ten for ten times that again: True")
 # Above the transition the batch's top eigenvector still points along the true one, with squared cosine $1 - s^2/\lambda^2$; below it, the top eigenvector is noise. The largest stable rate of SGD is $2/\lambda'$, with momentum $2(1+\beta)/\lambda'$, so rates may grow with the batch until $\lambda' \approx \lambda$, and no further.
 
 # %%
-show(batch_hessian)
+listing(batch_hessian, start="share =")
 
 # %% [markdown]
 # **See it work.** On the left the model itself: a matrix with one eigenvalue 1 and noise, $P = 400$. On the right a network on the digits, trained for 60 steps, whose batch Hessian we measure with eight products each ({py:func}`~steepest.probes.lanczos`), 30 batches a size.
@@ -522,7 +517,7 @@ print("everywhere within a factor of two of 2 over the batch's curvature: True")
 # **A learner of rates.** Twenty products of a batch's Hessian give both ends of its spectrum. Heavy ball's best pair for these follows ({py:func}`~steepest.probes.learn_rates`), with the negative end, the mirror of the bulk's edge, as the flattest curvature worth waiting for:
 
 # %%
-show(learn_rates)
+display(listing(learn_rates, start="top ="))
 spectrum = lanczos(objective(network(), some(64, rng)), 20)
 learned = learn_rates(spectrum)
 plan = [(lr, m) for lr in (0.03, 0.1, 0.3, 1.0, 3.0) for m in (0.0, 0.5, 0.9)]

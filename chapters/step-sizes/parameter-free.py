@@ -43,6 +43,7 @@ from plotting import BLUE, GRAY, GREEN, PINK, RED, SKY, set_style
 from sklearn.datasets import load_breast_cancer
 from torch.nn import functional as F
 
+from steepest import listing
 from steepest.kernels import REDUCTIONS, RULES
 from steepest.lightning import Classifier, DigitsData, Oracles
 from steepest.optim import (
@@ -129,10 +130,13 @@ lowest = loss(best).item()
 #
 # If the rate is too large, the gradients grow, and it falls until it is right; $L$ never enters. If gradients vanish, the sum converges and so does the rate. If they do not, because of noise, the sum grows like $t$ and the rate falls like $1/\sqrt t$. {cite:t}`attia2023sgd` prove both rates for the same untuned method, without a bound on the gradients, and for noise that may grow with the gradient.
 #
-# **The rule**, and the sum that is measured before it:
+# **The rule**: the sum that is measured, its root over all steps so far, and the step.
 
 # %%
 REDUCTIONS["gradient_square"]
+
+# %%
+listing(AdaGradNorm.summary)
 
 # %%
 RULES["adagrad_norm"]
@@ -217,16 +221,16 @@ print("exponent between -0.65 and -0.35 where it stays: True")
 #
 # Its guarantee is for an average of the iterates. The package's `Averaged` keeps one beside any optimizer, with weights $w_t = (1+\gamma)/(t+\gamma)$: for $\gamma = 8$ about the last tenth of the run counts, however long it is.
 #
-# **The rules**: the sums, the step, and the average.
+# **The rule**: the sums, the rate that they make, and the step.
 
 # %%
 REDUCTIONS["dog_norms"]
 
 # %%
-RULES["dog"]
+listing(DoG.summary)
 
 # %%
-RULES["average"]
+RULES["dog"]
 
 # %% [markdown]
 # **See it work.** SGD with rates over five orders of magnitude, against DoG and LDoG with first steps over six. The loss is that of the average in both, 600 steps each. In the middle the same once more, with the second tensor in other units: its gradients are a hundred times as large.
@@ -324,8 +328,15 @@ print("rates from first steps a million apart end within a factor of four: True"
 # \end{aligned}
 # $$
 #
-# In the package the parameters *are* the average $\bar x$, which is the method's answer, so that there is nothing to swap for evaluation. It asks for its gradients itself, as the methods of [Steps that ask for more](../start/asking-more) do. The roots are the practical form, without the theory's logarithms; that reading is ours.
-#
+# In the package the parameters *are* the average $\bar x$, which is the method's answer, so that there is nothing to swap for evaluation. It asks for its gradients itself, as the methods of [Steps that ask for more](../start/asking-more) do. The roots are the practical form, without the theory's logarithms; that reading is ours. In the code $M_t$ is the largest $\alpha_k^2 \lVert \cdot \rVert^2$ of any gradient so far, and $Q_t$ how much gradients have differed:
+
+# %%
+listing(UDoG.query, start="reach = ", stop="return")
+
+# %%
+listing(UDoG.update)
+
+# %% [markdown]
 # **See it work.** A quadratic in 50 dimensions with curvatures from $10^{-3}$ to 1; on the right with noise of 0.1 in each coordinate of each gradient. The horizontal axis counts *gradients*, of which U-DoG takes two a step.
 
 # %%
@@ -395,7 +406,10 @@ print("with noise it ends behind the average of DoG: True")
 # (averaged)=
 # ## In your project
 #
-# `Averaged` around any optimizer; the callback {py:class}`~steepest.lightning.Oracles` shows the average to validation, puts it in checkpoints, and leaves it in the module at the end. UDoG needs the callback too, which gives it the loss.
+# `Averaged` around any optimizer; the callback {py:class}`~steepest.lightning.Oracles` shows the average to validation, puts it in checkpoints, and leaves it in the module at the end. UDoG needs the callback too, which gives it the loss. The average's rule:
+
+# %%
+RULES["average"]
 
 # %%
 from lightning.pytorch import Trainer
@@ -476,6 +490,15 @@ print("AdaGrad-Norm, whose length of 1 happens to suit, is near tuned SGD: True"
 # | an idea of how far it is to go | {py:class}`~steepest.optim.AdaGradNorm` with that length |
 # | smooth, convex, hardly any noise | {py:class}`~steepest.optim.UDoG` |
 # | time for ten runs | tuned SGD, and a schedule that ends at zero: [the last iterate](the-last-iterate) |
+#
+# ## Race them
+#
+# In the book, the rules from above run here, in your browser: drag the start, move the rates, add noise. (A notebook shows the request only; the [playground](../../book/playground.md) has all optimizers.) The rate of gradient descent is tuned for each surface; AdaGradNorm and DoG start from 1 on all of them. Press *Race* and watch DoG: for fifty steps it hardly comes down, and then it runs.
+#
+# ```{playground}
+# :surface: himmelblau
+# :optimizers: gradient descent, AdaGradNorm, DoG
+# ```
 #
 # ## Exercises
 #

@@ -33,7 +33,6 @@ if "google.colab" in sys.modules:
 sys.path.append("../../book")
 
 # %%
-import inspect
 import math
 from functools import partial
 
@@ -44,6 +43,7 @@ from plotting import BLUE, GRAY, GREEN, RED, SKY, set_style
 from sklearn.datasets import load_breast_cancer, load_diabetes
 from torch.nn import functional as F
 
+from steepest import listing
 from steepest.kernels import REDUCTIONS, RULES
 from steepest.optim import OASIS, SANIA, SMB, AdaHessian, Adam, OracleDriven
 from steepest.oracles import Objective
@@ -136,11 +136,11 @@ def along(loss, path):
 #
 # Now choose $B$. AdaGrad's is $\operatorname{diag}(\sqrt{\sum g^2})$. SANIA leaves out the root, and that matters: measure a feature in millimeters in place of meters, and its weight's gradient is 1000 times as large, while the weight should be 1000 times smaller. With $B = \operatorname{diag}(\sum g^2)$ the step $B^{-1}g$ is in the unit of $1/g$: right. With the root it has no unit: wrong by a factor of 1000. And $\|g\|_{B^{-1}}^2$ has no unit at all, so $\lambda$ does not change.
 #
-# **The rule.** The update, and the sum that is taken over the whole model before it:
+# **The rule.** The update, the sum that is taken over the whole model before it, and the $\lambda$ that comes of it:
 
 # %%
 display(RULES["sania"], REDUCTIONS["sania_norm"])
-print(inspect.getsource(SANIA.coefficients))
+listing(SANIA.summary)
 
 # %% [markdown]
 # The loss arrives by the closure that `step` is called with, torch's own convention. What looks like a learning rate is a factor of 1, for schedules.
@@ -568,6 +568,15 @@ print(
 # | a smooth loss, full or large batches, curvatures far apart, no time to tune | {py:class}`~steepest.optim.OASIS` |
 # | a rate for SGD that you do not quite trust | {py:class}`~steepest.optim.SMB` |
 # | noise that no model can fit, and a few runs to spend | {py:class}`~steepest.optim.AdamW`, tuned |
+#
+# ## Race them
+#
+# In the book, the rules of SANIA run here, in your browser: drag the start, turn the factors, add noise. (A notebook shows the request only; the [playground](../../book/playground.md) has more optimizers.) Polyak's step is SANIA with the identity for $B$; both are told the lowest value, and start from a factor of 1 on every surface. With $B = \sum g^2$ no coordinate goes farther in a step than one over its slope: look for the surfaces where that is too short, and for those where it is far too long.
+#
+# ```{playground}
+# :surface: ravine
+# :optimizers: gradient descent, Polyak's step, SANIA
+# ```
 #
 # ## Exercises
 #

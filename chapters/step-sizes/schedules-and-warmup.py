@@ -35,7 +35,6 @@ sys.path.append("../../book")
 
 # %%
 import copy
-import inspect
 import math
 import random
 from functools import partial
@@ -43,6 +42,7 @@ from functools import partial
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
+from IPython.display import display
 from plotting import BLUE, GRAY, GREEN, PINK, RED, SKY, set_style
 from torch.nn import functional as F
 from torch.optim.lr_scheduler import (
@@ -52,6 +52,7 @@ from torch.optim.lr_scheduler import (
     MultiStepLR,
 )
 
+from steepest import listing
 from steepest.lightning import (
     Classifier,
     DigitsData,
@@ -80,13 +81,6 @@ data = DigitsData()
 data.setup()
 train, val, test = (data.splits[name] for name in ("train", "val", "test"))
 
-
-def source(function):
-    """Source of a function without its docstring."""
-    head, _, rest = inspect.getsource(function).partition('"""')
-    return head.rstrip(" r") + rest.partition('"""')[2].lstrip("\n")
-
-
 # %% [markdown]
 # (onecycle)=
 # ## One cycle: up, down, and out
@@ -103,7 +97,7 @@ def source(function):
 # **The rule.** A function of the step, so a resumed run goes on exactly. It moves once a *batch*.
 
 # %%
-print(source(OneCycle.get_lr))
+display(listing("schedules.cycle"), listing(OneCycle.get_lr))
 
 # %% [markdown]
 # **See it work.** A perceptron with batch normalization learns the digits in 8 epochs, with the same peak rates under five schedules, and with a step decay for 24. All networks of a schedule, four rates times five seeds, train side by side: each rate has a parameter group of one optimizer, and schedulers move every group by its own rate.
@@ -250,6 +244,14 @@ print("at the largest rate the constant loses more than one cycle does: True")
 # Let the rate grow from far too small to far too large in one short run, and watch the loss. Where it is lowest, steps are as long as they can be; what comes after undoes them. The test fits *copies*, and restores the random numbers, so a run afterwards is bit for bit what it would have been.
 
 # %%
+display(
+    listing(
+        "lightning._Sweep.on_train_batch_start", start="self.rate", stop="groups ="
+    ),
+    listing(LRRangeTest.lr_max, start="smooth ="),
+)
+
+# %%
 torch.manual_seed(0)
 make = partial(SGDW, lr=0.1, momentum=0.9, weight_decay=0.0)
 module = Classifier(hidden=[64], optimizer=make)
@@ -304,7 +306,7 @@ print("the suggestion is within a factor of 4 of the largest stable constant: Tr
 # **The idea** {cite:p}`gilmer2021loss`. On a quadratic, gradient descent is stable if $\eta \lambda_1 \le 2$, with $\lambda_1$ the largest eigenvalue of the Hessian. Every optimizer has such an edge. A run that starts beyond it must either find flatter ground or blow up. Warm-up gives it time: as the rate grows, the edge $2/\eta_t$ comes down upon the curvature, and pushes it along.
 
 # %%
-print(source(stability_threshold))
+listing(stability_threshold, start="thresholds =", stop="if optimizer")
 
 # %% [markdown]
 # {py:func}`~steepest.probes.stability` measures $\lambda_1$ by Lanczos' method, which does not take a large negative eigenvalue for a positive one, and compares it with the edge of the optimizer that it is given. For Adam it takes the Hessian preconditioned by the scale of the next step.
@@ -404,7 +406,7 @@ print("at 4/λ₁, twice the edge, the network survives without warm-up: True")
 # **The idea** {cite:p}`adriaensen2022automated`. A schedule is fixed before the run. A *policy* looks at the run and acts. Dynamic algorithm configuration makes of it a decision problem: a state that the algorithm can observe, actions that change its parameter, rewards that add up to its success, and instances drawn from a distribution. The policy that is best on average over training instances is then tried on others. Learning is Q-learning, $Q(s,a) \leftarrow Q(s,a) + \alpha\,(r + \max_{a'} Q(s',a') - Q(s,a))$, in a table.
 
 # %%
-print(source(QController.train))
+listing(QController.train, start="for k in", stop="return")
 
 # %% [markdown]
 # **See it work.** First the field's toy problem, to follow a sigmoid of unknown slope and place with three actions, where the best policy is known. Then a real one: gradient descent for 30 steps on quadratics whose largest curvature varies by ten and whose condition by a hundred. After each step the policy may halve, keep or double the rate. It sees in which bins loss and gradient norm changed, its last action, and the third of the budget it is in; not the curvature. The static rate is tuned on the same training instances. Training and test instances are different draws.
@@ -504,7 +506,7 @@ print("quadratics: median log-loss lower by 0.5 or more, for each of 5 seeds: Tr
 # **The idea** {cite:p}`li2025predictable`. Find the best rate and batch for small models by search, and extrapolate. For language models, over 3,700 runs, the optima lie on powers of the parameters $N$ (without embeddings) and the training tokens $D$.
 
 # %%
-print(source(step_law))
+display(listing(step_law, start="lr ="))
 print(step_law(parameters=1e9, tokens=1e11))
 
 # %% [markdown]

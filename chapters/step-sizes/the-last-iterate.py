@@ -43,6 +43,7 @@ import torch
 from plotting import BLUE, GRAY, RED, SKY, set_style
 from torch.nn import functional as F
 
+from steepest import listing
 from steepest.kernels import RULES
 from steepest.lightning import Classifier, DigitsData
 from steepest.optim import SGDW, MirrorDescent
@@ -71,6 +72,11 @@ COLORS = dict(zip(SCHEDULES, [GRAY, RED, SKY, BLUE]))
 # The first term is the way to go: long steps pay. The second is what noise and kinks cost, and it is a list with one entry a step. Step $t$ does harm in proportion to $\eta_t^2$. What comes after it repairs the harm, in proportion to the path $\sum_{s \ge t} \eta_s$ that is left. For the *average* of the iterates the same proof has the whole path $\sum_s \eta_s$ below each entry. So the two differ at the end of the run and nowhere else: **the last iterate is bad only if the last steps are long.**
 #
 # Take a constant rate. Entry $t$ is $\eta / (T - t + 1)$: the last step alone costs as much as the first half of a run, and the sum is $\eta$ times the harmonic number, about $\eta \log T$. With linear decay, $n$ steps before the end the rate is $\eta n/T$ and the path left is $\eta n(n+1)/2T$, so that each entry is $2\eta n/((n+1)T)$, nearly the same for all. The sum is below $2\eta$, whatever $T$.
+#
+# As code, with $D$ for the divergence $R^2/2$:
+
+# %%
+listing(last_iterate_bound, start="left =")
 
 # %% tags=["hide-input"]
 T = 200

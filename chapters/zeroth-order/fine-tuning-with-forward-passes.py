@@ -35,7 +35,6 @@ sys.path.append("../../book")
 
 # %%
 import copy
-import inspect
 import math
 import time
 from contextlib import contextmanager
@@ -43,10 +42,12 @@ from unittest.mock import patch
 
 import matplotlib.pyplot as plt
 import torch
+from IPython.display import display
 from plotting import BLUE, GRAY, GREEN, PINK, RED, set_style
 from torch import nn
 from torch.nn import functional as F
 
+from steepest import listing
 from steepest.estimators import (
     SPSA,
     SmallWeights,
@@ -135,7 +136,7 @@ print(f"clean digits {clean:.2f}, the other scanner's {accuracy(pretrained):.2f}
 # **The rule.** A mask is a function of the parameters, and `MeZO(..., mask=...)` asks it once a step. The whole method is the function:
 
 # %%
-print(inspect.getsource(SmallWeights.__call__))
+listing(SmallWeights.__call__, start="return")
 
 # %% [markdown]
 # **See it work.** First the moment, on the pretrained network; then 120 steps of fine-tuning, for three learning rates each. Beside the paper's mask stands the same mask, made once and kept.
@@ -238,7 +239,7 @@ print("with the mask made anew, a quarter does not get there: True")
 # **The rule.** Two codes of four bits share a byte. The layer decodes when it computes, and forgets:
 
 # %%
-print(inspect.getsource(QuantizedLinear.weight.fget))
+display(listing(QuantizedLinear.weight))
 four_bits = quantize(copy.deepcopy(pretrained), bits=4, group=16)
 for name, tensor in four_bits.state_dict().items():
     print(f"{name:8s} {tensor.dtype!s:14s} {tuple(tensor.shape)}")
@@ -312,10 +313,10 @@ print(f"codes are bit for bit as they were, {stored / weights} bytes a weight")
 # **The rule.** What is done to a block while it is there:
 
 # %%
-source = inspect.getsource(ZO2.step)
-begin = source.index("        def dual")
-print(source[begin : source.index("        self._visit(dual)")])
-print(inspect.getsource(ZO2._shift))
+display(
+    listing(ZO2.step, start="def dual", stop="self._visit"),
+    listing(ZO2.step, start="slope =", stop="self.steps"),
+)
 
 # %% [markdown]
 # A block is never put back between steps. It stays where its last probe has left it, and the pass that makes the update also brings it back, as in MeZO. Each weight sees the same floating-point operations in the same order, so the outcome is not *close to* MeZO's.
@@ -447,7 +448,10 @@ print("a step takes less than 75 % of its parts' time, one after the other: True
 # **What to believe.** Every $\tau$ steps, the last $\tau$ iterates are standardized and their principal components found. The components after the first that explain a share $1-\nu$ of the variance are directions in which training has moved but gets nowhere. The *subspace gradient* has them removed, $g = (I - V^\top V)\, \hat g$. Adam does the rest.
 
 # %%
-print(inspect.getsource(SubspaceGradient.accumulate_).split('"""')[2])
+display(
+    listing("estimators.idle_directions", start="centered ="),
+    listing(SubspaceGradient.accumulate_, start="total =", stop="sizes ="),
+)
 
 # %% [markdown]
 # **See it work.** Data in the plane: seven clusters on a circle. A denoiser is trained on all of them, with a word for six, then quantized to 8 bits. The seventh gets its word from values alone.

@@ -35,25 +35,24 @@ if "google.colab" in sys.modules:
 sys.path.append("../../book")
 
 # %%
-import inspect
 import statistics
 import subprocess
 import sys
 import tempfile
-import textwrap
 import time
 from functools import partial
 
 import matplotlib.pyplot as plt
 import torch
+from IPython.display import display
 from plotting import BLUE, GRAY, GREEN, PINK, RED, set_style
 from torch import nn
 from torch.nn import functional as F
 from torchmetrics.functional.classification import multiclass_f1_score
 
+from steepest import listing
 from steepest.estimators import SPSA, Coordinates, FeatureReuse, zo_grasp
 from steepest.lightning import Classifier, DigitsData, SharedRandomness
-from steepest.lightning._shared_randomness import encode
 from steepest.optim import Estimated, MeZO
 from steepest.oracles import Objective
 from steepest.probes import lanczos
@@ -63,12 +62,6 @@ set_style()
 data = DigitsData()
 data.setup()
 train, test = data.splits["train"], data.splits["test"]
-
-
-def show(*methods):
-    """Print methods as the package has them."""
-    for each in methods:
-        print(textwrap.dedent(inspect.getsource(each)))
 
 
 def flat(tensors):
@@ -97,7 +90,10 @@ def flat(tensors):
 # **The method.** A loop over parameters, and for each the values beside it. The width that is divided by is the one that rounding has left of $\epsilon$.
 
 # %%
-show(Coordinates.project)
+display(
+    listing(Coordinates.project, start="base =", stop="if not ahead"),
+    listing(Coordinates.project, start="slopes =", stop="self.estimates"),
+)
 
 # %% [markdown]
 # The network is a small ResNet for digits of 8 × 8 pixels: a convolution with stride 2, two residual blocks of four channels, a linear layer. Values of many coordinates do not depend on each other. Given the `module`, the estimator asks for a chunk of them at once by `torch.func.vmap`; what comes before the changed tensor is then computed once for the whole chunk. For a fair race, the function below does the same for random directions.
@@ -289,7 +285,7 @@ print("with a quarter a step, both end lower than with all: True")
 # To probe a weight of layer $l$ of $L$, layers before it do again what they have done. {py:class}`~steepest.estimators.FeatureReuse` wraps a `Sequential`, keeps its layers' inputs and restarts where a weight has changed: $\sum_l d_l (L - l + 1)$ evaluations of layers instead of $d L$. Networks with their weights at the end gain most.
 
 # %%
-show(FeatureReuse.forward)
+display(listing(FeatureReuse.forward))
 stack = FeatureReuse(resnet())
 f = Objective(lambda: F.cross_entropy(stack(x), y), stack)
 reused = flat(Coordinates(reuse=stack)(f, 0).gradient)
@@ -316,7 +312,7 @@ print(
 # A mask made of this would be mostly noise. What {py:func}`~steepest.estimators.zo_grasp` takes from it is only the *share* that each tensor keeps, for the `keep` of {py:class}`~steepest.estimators.Coordinates`, and inside a tensor coordinates are drawn at random. We compare these shares with those of exact Hessian products, on a network of 30 weights whose second layer is larger, and on the ResNet.
 
 # %%
-print(inspect.getsource(zo_grasp).split('"""')[-1].strip("\n"))
+listing(zo_grasp, start="estimator =", stop="return")
 
 
 # %%
@@ -573,7 +569,11 @@ print("64 numbers repair it to above 0.85: True")
 # up or down at random, so that the mean is right. The scale $\Delta$ follows the largest slopes that were exchanged: everybody knows it, nobody sends it. All make all directions again, and add them in the same order.
 
 # %%
-show(encode, SharedRandomness.query, SharedRandomness.update)
+display(
+    listing("lightning.encode"),
+    listing(SharedRandomness.query, start="own =", stop="except"),
+    listing(SharedRandomness._apply, start="scales =", stop="self.log"),
+)
 
 # %% [markdown]
 # **See it work.** Two processes on `torch.distributed`: this notebook is machine 0, and a second Python is machine 1. Each sees half of the digits. They train softmax regression twice, with slopes of one byte and of four, and once more the notebook trains alone on all the data. The learning rate is the best of 0.02, 0.04, 0.08, 0.16 for one machine and, as it happens, for two (in runs of 150 steps).
@@ -786,6 +786,8 @@ print("exact at a radius of 10; variance 9 |g|^2 within five standard errors: Tr
 
 # %% tags=["hide-cell"]
 # NBVAL_CHECK_OUTPUT
+from steepest.lightning._shared_randomness import encode
+
 # Up with probability p, down otherwise: p (1 - p) units squared, at most 1/4.
 slope = 10.5 / 127
 codes = torch.tensor([encode([slope], 1.0, seed).item() for seed in range(2000)])

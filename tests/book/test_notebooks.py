@@ -16,6 +16,8 @@ from nbformat import NotebookNode
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 from refresh import CHAPTERS, METADATA, STATUS, cells, is_stale, read, sources, update_prose
 
+from steepest import _registry
+
 LIMIT = 300_000
 CHECKED = re.compile(r"^\s*#+\s*NBVAL_CHECK_OUTPUT\s*$", re.MULTILINE)
 MACHINE = re.compile(r"(?<![\w.:/-])/(?:home|opt|root|tmp|Users|usr|work)/\S+|[A-Z]:\\Users\\\S+")
@@ -174,6 +176,27 @@ def test_notebook(path, check):
 
 def test_every_source_has_a_notebook():
     assert without_notebook(CHAPTERS) == [], "run make refresh"
+
+
+SHOWN = re.compile(r"\b(listing\(|RULES\[|REDUCTIONS\[)")
+
+
+def test_every_method_shows_its_source():
+    """Equations beside lines, in the section that the registry knows as the method's."""
+    silent = []
+    for record in _registry.records(CHAPTERS.parent):
+        file, _, target = record["chapter"].partition("#")
+        heading, inside, seen = rf"^\({re.escape(target)}\)=$", False, False
+        for cell in read(CHAPTERS.parent / file).cells:
+            if cell.cell_type == "markdown":
+                starts = re.search(heading, cell.source, re.MULTILINE)
+                ends = re.search(r"^## ", cell.source, re.MULTILINE)
+                inside = bool(starts) or (inside and not ends)
+            elif inside and SHOWN.search(cell.source):
+                seen = True
+        if not seen:
+            silent.append(record["chapter"])
+    assert not silent
 
 
 def test_status_knows_every_chapter():

@@ -35,19 +35,21 @@ def race(browser, name, kind, lr, **options):
     )
     text = browser.eval(f"{call}(...{json.dumps([name, kind, lr, options])})")
     made = json.loads(text, parse_constant=float)
-    return torch.tensor(made["points"], dtype=torch.float64), [float(v) for v in made["values"]]
+    points = [[float(x) for x in point] for point in made["points"]]
+    return torch.tensor(points, dtype=torch.float64), [float(v) for v in made["values"]]
 
 
 def trained(name, kind, lr, steps):
     """The same by the package's own optimizer."""
     shape, _ = SURFACES[kind]
     p = torch.nn.Parameter(torch.tensor(shape.start, dtype=torch.float64))
-    opt = make(name, [p], lr=lr)
+    opt = make(name, [p], shape.value, lr=lr)
     points = [p.detach().clone()]
     for _ in range(steps):
         opt.zero_grad()
-        shape.fn(p).backward()
-        opt.step()
+        loss = shape.fn(p)
+        loss.backward()
+        opt.step(lambda loss=loss: loss.detach())
         points.append(p.detach().clone())
     return torch.stack(points)
 
@@ -63,6 +65,12 @@ def test_surfaces_and_slopes_equal_those_of_the_package(browser, kind):
     found = json.loads(browser.eval(f"JSON.stringify({code}(steepest.surfaces[{kind!r}]))"))
     expected = torch.cat([values[:, None], slopes], 1)
     torch.testing.assert_close(torch.tensor(found, dtype=z.dtype), expected, rtol=1e-9, atol=1e-9)
+
+
+def test_no_two_paths_look_alike_and_the_first_six_differ_in_color():
+    drawn = list(playground.styles(list(names())).values())
+    assert len({*drawn}) == len(names())
+    assert len({color for color, _ in drawn[:6]}) == 6
 
 
 @pytest.mark.parametrize("name", names())
@@ -101,6 +109,48 @@ def test_gradient_descent_waits_on_the_plateau_and_adam_does_not(browser):
     for name, step, low, high in ((GRADIENT_DESCENT, 100, 0.99, 1), ("Adam", 20, 0, 0.01)):
         _, values = race(browser, name, "plateau", best_rate(name, "plateau"))
         assert low <= values[step] / values[0] <= high, name
+
+
+@pytest.mark.parametrize("kind", SURFACES)
+def test_who_makes_a_rate_descends_everywhere_and_gradient_descent_at_1_does_not(browser, kind):
+    shape, noise = SURFACES[kind]
+
+    def shares(name):
+        """Heights over that of the start."""
+        _, values = race(browser, name, kind, 1.0, noise=noise)
+        return [(value - shape.value) / (values[0] - shape.value) for value in values]
+
+    for name in ("AdaGradNorm", "DoG", "Polyak's step"):
+        assert best_rate(name, kind) == 1
+        assert shares(name)[-1] < 0.2, name
+    diverges = not shares(GRADIENT_DESCENT)[-1] < 10
+    assert diverges == (kind not in ("saddle", "plateau"))
+
+
+def test_dog_waits_then_runs(browser):
+    _, values = race(browser, "DoG", "himmelblau", 1.0)
+    assert 0.99 < values[50] / values[0] < 1
+    assert values[100] < 1e-6
+    assert race(browser, "DoG", "himmelblau", 3.0)[1][-1] > 1e6
+
+
+def test_polyaks_step_is_ahead_of_tuned_gradient_descent_on_the_ravine(browser):
+    _, values = race(browser, "Polyak's step", "ravine", 1.0)
+    _, tuned = race(browser, GRADIENT_DESCENT, "ravine", best_rate(GRADIENT_DESCENT, "ravine"))
+    assert values[100] < 1e-5
+    assert tuned[100] > 1
+
+
+def test_no_coordinate_goes_farther_under_sania_than_one_over_its_slope(browser):
+    """Too short a way where slopes are large, too far where they are small."""
+    for kind, (shape, _) in SURFACES.items():
+        points, _ = race(browser, "SANIA", kind, 1.0, steps=50)
+        slopes = torch.func.vmap(torch.func.grad(shape.fn))(points[:-1])
+        assert (points.diff(dim=0) * slopes).abs().max() < 1 + 1e-9
+    _, values = race(browser, "SANIA", "ravine", 1.0)
+    assert values[-1] > 70
+    points, _ = race(browser, "SANIA", "saddle", 1.0)
+    assert 90 < points[1, 1].abs() < 101
 
 
 def test_a_lower_rate_ends_lower_and_later_under_noise(browser):

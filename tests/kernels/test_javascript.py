@@ -12,6 +12,7 @@ from steepest import optim
 from steepest.kernels import REDUCTIONS, RULES, XP, Rule, javascript
 from steepest.kernels import xp as torch_xp
 from steepest.optim import Elementwise, create
+from steepest.optim._base import arguments_of
 
 xp = torch_xp  # for the rules below
 PACKAGE = {
@@ -83,6 +84,31 @@ def test_numbers_equal_those_of_the_optimizer(engine, name):
         assert found.keys() == expected.keys()
         for key, value in expected.items():
             assert math.isclose(found[key], value, rel_tol=1e-12), (key, step)
+
+
+SUMMARIES = {
+    value.summary.__name__: value.summary
+    for value in vars(optim).values()
+    if inspect.isclass(value) and issubclass(value, Elementwise) and value.summary
+}
+
+
+@pytest.mark.parametrize("name", sorted(SUMMARIES))
+def test_every_summary_equals_torch_on_one_number_and_on_many(engine, name):
+    """Also in the first step, with nothing kept, and where all gradients are zero."""
+    summary = SUMMARIES[name]
+    arguments, options = arguments_of(summary)
+    rng = torch.Generator().manual_seed(1)
+    values = 10 ** (6 * torch.rand(len(arguments), 200, generator=rng, dtype=torch.float64) - 3)
+    values[:, ::3] *= torch.rand(len(arguments), 67, generator=rng) < 0.5
+    hyper = {key: 10**k for key, k in zip(options, (-2.0, -1.0), strict=False)}
+    many = summary(*values, **hyper)
+    code = f"(columns, hyper) => columns.map((e) => ({javascript(summary)})(...e, hyper))"
+    rows = run(engine, code, values.T.tolist(), hyper)
+    for i, (found, column) in enumerate(zip(rows, values.T, strict=True)):
+        one = summary(*column, **hyper)
+        for made in (one, {key: value[i] for key, value in many.items()}):
+            assert {k: float(v) for k, v in made.items()} == pytest.approx(found, rel=1e-12, abs=0)
 
 
 def test_reserved_names_and_helpers_are_renamed_and_defined_once(engine):

@@ -131,15 +131,20 @@ class Coordinates(GradientEstimator):
         subset = self.subset(objective)
         weights: dict[int, float] = {}
         with self.reuse.kept() if self.reuse else nullcontext():
+            # $f(\theta)$
             base = objective.value()
             for p, place, index in zip(
                 objective.params, self.places(objective), subset, strict=True
             ):
+                # $\epsilon, \; f(\theta + \epsilon e_j)$
                 ahead, rise = self._ask(objective, p, index, self.eps)
                 if self.one_sided:
+                    # $f(\theta + \epsilon e_j) - f(\theta)$
                     rise = rise - base
                 else:
+                    # $-\epsilon, \; f(\theta - \epsilon e_j)$
                     behind, fall = self._ask(objective, p, index, -self.eps)
+                    # $2 \epsilon, \; f(\theta + \epsilon e_j) - f(\theta - \epsilon e_j)$
                     ahead, rise = ahead - behind, rise - fall
                 if not ahead.all():
                     raise ValueError(
@@ -148,6 +153,7 @@ class Coordinates(GradientEstimator):
                     )
                 if not rise.isfinite().all():
                     raise NonFiniteLoss
+                # $\hat g_j, \; j \in S$
                 slopes = (rise.double() / ahead).tolist()
                 weights |= zip((index + place).tolist(), slopes, strict=True)
         self.estimates += 1

@@ -70,14 +70,18 @@ class FeatureReuse(torch.nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Run the layers that are to be run."""
+        # $\text{is } x_0 \text{ as before?}$
         if self._begin and self._inputs and self._inputs[0] is x:
+            # $x_l$
             x = self._inputs[self._begin]
+            # $l, \dots, L$
             layers = [*self.layers][self._begin :]
         else:
             layers = [*self.layers]
         inputs = []
         for layer in layers:
             inputs.append(x)
+            # $x_{l+1} = F_l(x_l)$
             x = layer(x)
         self.evaluations += len(layers)
         if self._inputs == []:

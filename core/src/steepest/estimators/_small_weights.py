@@ -83,6 +83,7 @@ class SmallWeights:
                 f"{len(params)} parameters, and {len(self.thresholds)} when the mask was first "
                 "asked: make a SmallWeights for each model"
             )
+        # $m_j = [\,|\theta_j| \le h\,]$
         return [p.abs() <= h for p, h in zip(params, self.thresholds, strict=True)]
 
     def _threshold(self, p: Tensor) -> float:

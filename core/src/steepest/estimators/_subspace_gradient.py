@@ -125,9 +125,11 @@ class SubspaceGradient(GradientEstimator):
     ) -> None:
         r"""Add :math:`(I - V^\top V) \sum_i w_i z_i` to tensors, which are all parameters'."""
         total = [torch.zeros_like(t) for t in tensors]
+        # $\hat g = \sum_i w_i z_i$
         self.estimator.accumulate_(total, seed, weights, places)
         if self.basis is not None:
             g = _flat(total)
+            # $g = (I - V^\top V)\, \hat g$
             g = g - (g @ self.basis.T) @ self.basis
             sizes = [t.numel() for t in tensors]
             total = [part.view(t.shape) for part, t in zip(g.split(sizes), tensors, strict=True)]
@@ -151,12 +153,18 @@ def idle_directions(path: Tensor, nu: float) -> Tensor:
         tensor([[0.7071, 0.7071, 0.0000]])
     """
     centered = path - path.mean(0)
+    # $\operatorname{std}_j$
     scale = centered.square().mean(0).sqrt()
+    # $(\theta_{t,j} - \bar\theta_j) / \operatorname{std}_j$
     standard = centered / torch.where(scale > 0, scale, torch.ones_like(scale))
+    # $U \operatorname{diag}(\varsigma)\, R$
     _, sizes, rows = torch.linalg.svd(standard, full_matrices=False)
     spanned = int((sizes > sizes[0] * len(path) * torch.finfo(path.dtype).eps).sum())
+    # $\sum_{i \le k} \varsigma_i^2 / \sum_i \varsigma_i^2$
     explained = sizes.square().cumsum(0) / sizes.square().sum()
+    # $\text{the first that explain } 1 - \nu$
     kept = int((explained <= 1 - nu).sum()) + 1
+    # $V$
     return rows[kept:spanned]
 
 

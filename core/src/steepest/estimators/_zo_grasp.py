@@ -80,20 +80,26 @@ def zo_grasp(
     if not ranked:
         raise ValueError("no parameter has two dimensions or more: there is nothing to rank")
     estimator = SPSA(eps, samples, one_sided=True)
+    # $\hat g(\theta)$
     here = estimator(objective, seed).gradient
     home = [p.clone() for p in params]
     try:
+        # $\theta + \epsilon\, \hat g$
         torch._foreach_add_(params, here, alpha=eps)
+        # $\hat g(\theta + \epsilon\, \hat g)$
         there = estimator(objective, seed).gradient
     finally:
         for p, start in zip(params, home, strict=True):
             p.copy_(start)
+    # $\epsilon s = -\theta \odot \epsilon \widehat{Hg}$
     scores = [-(params[i] * (there[i] - here[i])).flatten() for i in ranked]
     ranking = torch.cat(scores)
     order = ranking.argsort()
     kept = torch.zeros_like(order, dtype=torch.bool)
+    # $\text{the lowest keep}$
     kept[order[: round(keep * len(order))]] = True
     ratios = [1.0] * len(params)
     for i, part in zip(ranked, kept.split([len(s) for s in scores]), strict=True):
+        # $\text{the share that each tensor keeps}$
         ratios[i] = part.double().mean().item()
     return ratios

@@ -144,6 +144,7 @@ class LRRangeTest:
         if sum(map(math.isfinite, self.losses)) < 3:
             raise RuntimeError("fewer than three finite losses: run the test from a smaller rate")
         smooth = [x if math.isfinite(x) else math.inf for x in self.smooth()]
+        # $\eta_{\max} = \eta_{\arg\min_k \bar\ell_k}$
         return self.rates[smooth.index(min(smooth))]
 
     def plot(self, ax: Axes | None = None) -> Axes:
@@ -182,6 +183,7 @@ class _Sweep(Callback):
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
         test = self.test
+        # $\eta_k = \eta_{\text{low}}\, (\eta_{\text{high}} / \eta_{\text{low}})^{k / (K - 1)}$
         self.rate = test.low * (test.high / test.low) ** (trainer.global_step / (test.steps - 1))
         groups = trainer.optimizers[0].param_groups
         for group, share in zip(groups, self.shares, strict=True):

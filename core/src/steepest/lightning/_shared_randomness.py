@@ -47,8 +47,11 @@ def encode(slopes: Sequence[float], scale: float, seed: int) -> Tensor:
     """
     codes = []
     for i, slope in enumerate(slopes):
+        # $u_m \sim U[0, 1)$
         u = split_seed(seed, i) / 2**64
+        # $127\, w_m / \Delta, \text{ in } [-127, 127]$
         unit = max(-127.0, min(127.0, 127 * slope / scale))
+        # $q_m = \lfloor 127\, w_m / \Delta + u_m \rfloor$
         codes.append(math.floor(unit + u) if math.isfinite(slope) else ABSENT)
     return torch.tensor(codes, dtype=torch.int8)
 
@@ -226,8 +229,11 @@ class SharedRandomness(OracleDriven):
             keep = 1 - lr * float(group["weight_decay"])
             if keep != 1:
                 torch._foreach_mul_(params, keep)
+            # $-\frac{\eta}{M} \frac{\Delta\, q_m}{127}$
             scales = [-lr / len(pairs) * slopes[m, i].item() for m, i in pairs]
+            # $\theta \leftarrow \theta - \frac{\eta}{M} \sum_m \frac{\Delta\, q_m}{127} z_m$
             add_noise_(params, seeds, scales, start=[known[p] for p in params])
+        # $\Delta \leftarrow \max(0.95\, \Delta,\; 2 \max_m |w_m|)$
         self.scale = max(0.95 * entry.scale, 2 * slopes[present].abs().max().item())
         self.log.append(entry)
 

@@ -273,10 +273,13 @@ class ZO2:
             noise = Replay([*pair, *block.tensors])
             offset = 0.0
             for i, side in enumerate((1.0, -1.0)):
+                # $\theta \pm \epsilon z$
                 self._shift(block, Move(seed, side * eps - offset))
                 offset = side * eps
+                # $\text{to come: back to } \theta$
                 block.pending = Move(seed, -offset)
                 with noise:
+                    # $x^\pm \leftarrow B(\theta \pm \epsilon z;\, x^\pm)$
                     pair[i] = block.module(pair[i])
 
         self._visit(dual)
@@ -287,10 +290,12 @@ class ZO2:
             with replay:
                 values.append(Objective(partial(loss, out), self._params).value())
         first, second = values
+        # $w = (f(x^+) - f(x^-)) / 2\epsilon$
         slope = ((first - second) / (2 * eps)).item()
         check_slope(slope)
         keep = 1 - float(self.lr) * float(self.weight_decay)
         for block in self.blocks:
+            # $\text{to come: } \theta \leftarrow (1 - \eta\lambda)\,\theta - \eta\, w z$
             block.pending = Move(seed, -float(self.lr) * slope + keep * eps, keep)
         self.steps += 1
         return torch.stack(values).mean()

@@ -128,7 +128,9 @@ class QuantizedLinear(torch.nn.Module):
     @property
     def weight(self) -> Tensor:
         """The weights, shape (out, in), decoded."""
+        # $s \text{, of each group}$
         scale = self.scale.repeat_interleave(self.group, 1)[:, : self.in_features]
+        # $w = s\, c$
         return self.integers * scale
 
     def forward(self, x: Tensor) -> Tensor:

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 from typing import ClassVar, final
 
-import torch
-from torch import Tensor
-
 from steepest._registry import method
 from steepest.kernels import Rule, reduction, rule, xp
-from steepest.optim._base import Coefficients, Elementwise, Group, Measured, Params
+from steepest.optim._base import Elementwise, Group, Params
 
 
 @reduction
@@ -28,6 +25,15 @@ def adagrad_norm(p, g, *, lr, root):
     # $\theta \leftarrow \theta - \eta_t\, g$
     p = p - rate * g
     return p  # noqa: RET504
+
+
+def root_of_squares(gg, total, *, gamma):
+    """Root of the sum of squares up to this gradient, and the sum; of nothing but zeros, 1."""
+    # $G_t = G_{t-1} + \lVert g_t \rVert^2, \quad G_0 = \gamma^2$
+    total = xp.maximum(total, gamma * gamma) + gg
+    # $\sqrt{G_t}$
+    root = xp.where(total > 0, xp.sqrt(total), 1.0)
+    return {"root": root, "total": total}
 
 
 @final
@@ -85,6 +91,7 @@ class AdaGradNorm(Elementwise):
     """
 
     prepass: ClassVar = gradient_square
+    summary: ClassVar = staticmethod(root_of_squares)
     slots: ClassVar = {}
 
     def __init__(
@@ -107,14 +114,3 @@ class AdaGradNorm(Elementwise):
     def numbers(self, group: Group, step: int) -> dict[str, float]:
         """The length."""
         return {"lr": float(group["lr"])}
-
-    def coefficients(self, measured: list[Measured], loss: Tensor | None) -> list[Coefficients]:
-        """The root of the sum, one for each group."""
-        made: list[Coefficients] = []
-        for m in measured:
-            square = m.sums["gg"].sum()
-            total = m.group.get("total", square * 0 + float(m.group["gamma"]) ** 2) + square
-            m.group["total"] = total
-            # Without gradients so far there is no step either: 0 over anything.
-            made.append({"root": torch.where(total > 0, total.sqrt(), 1.0)})
-        return made

@@ -53,6 +53,7 @@ class Measured(NamedTuple):
 
 
 Coefficients = dict[str, float | Tensor]
+Summary = Callable[..., dict[str, Any]]
 
 
 class Lens(NamedTuple):
@@ -72,7 +73,7 @@ class Elementwise(torch.optim.Optimizer, ABC):
 
     A subclass names its state in ``slots`` and implements :meth:`rule` and :meth:`numbers`. One
     whose numbers depend on norms or distances declares them as a ``prepass``, and makes its
-    numbers of them in :meth:`coefficients`: the update stays one launch, after one to measure.
+    numbers of them in a ``summary``: the update stays one launch, after one to measure.
     Everything is checked before anything moves: a step that raises leaves all parameters and
     all state as they were.
 
@@ -95,6 +96,25 @@ class Elementwise(torch.optim.Optimizer, ABC):
     Raises:
         ValueError: If there is no parameter or a hyper-parameter is out of its range.
         RuntimeError: If a forced backend is missing; the message names the extra to install.
+
+    Example:
+        Gradient descent, from a rule that is there.
+
+        >>> import steepest.optim
+        >>> from steepest.kernels import RULES
+        >>> class Descent(Elementwise):
+        ...     slots = {}
+        ...
+        ...     def rule(self, group):
+        ...         return RULES["adagrad_norm"]
+        ...
+        ...     def numbers(self, group, step):
+        ...         return {"lr": group["lr"], "root": 1.0}
+        >>> p = torch.nn.Parameter(torch.tensor([1.0]))
+        >>> p.grad = torch.tensor([0.5])
+        >>> Descent([p], {"lr": 0.5, "maximize": False}).step()
+        >>> p.data
+        tensor([0.7500])
     """
 
     slots: ClassVar[Mapping[str, Slot]]
@@ -105,6 +125,9 @@ class Elementwise(torch.optim.Optimizer, ABC):
 
     prepass: ClassVar[Rule | None] = None
     """A reduction that is run on all tensors before the rule."""
+
+    summary: ClassVar[Summary | None] = None
+    """Numbers of the rule out of the sums, as a function for :func:`summarize`."""
 
     needs_loss: ClassVar[bool] = False
     """Whether :meth:`coefficients` reads the loss, so that a step needs a closure."""
@@ -152,7 +175,7 @@ class Elementwise(torch.optim.Optimizer, ABC):
         return {}
 
     def coefficients(self, measured: list[Measured], loss: Tensor | None) -> list[Coefficients]:
-        """Numbers that depend on what was measured; none by default.
+        """Numbers that depend on what was measured; by default what ``summary`` makes of a group.
 
         Called once a step, before anything moves; may raise, and then writes to state only after
         what raises. Nothing here should wait for the device (``item``, ``float``).
@@ -165,7 +188,12 @@ class Elementwise(torch.optim.Optimizer, ABC):
             For each of the groups, numbers of the rule by name, one for all of its parameters or,
             of shape (T,), one for each. They stand in for those of :meth:`numbers`.
         """
-        return [{} for _ in measured]
+        if self.summary is None:
+            return [{} for _ in measured]
+        return [
+            summarize(self.summary, {k: v.sum() for k, v in m.sums.items()}, m.group, m.group)
+            for m in measured
+        ]
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group, as ``torch.optim``; a bad one changes nothing."""
@@ -230,6 +258,7 @@ class Elementwise(torch.optim.Optimizer, ABC):
         own = type(self)
         return (
             own.inputs is Elementwise.inputs
+            and own.summary is None
             and own.coefficients is Elementwise.coefficients
             and self.nonfinite == "propagate"
             and not any(group["maximize"] for group in self.param_groups)
@@ -431,3 +460,33 @@ _REMEDY = "make a new optimizer, or put the parameter back as it was"
 def real(t: Tensor) -> Tensor:
     """A complex tensor as pairs of real numbers; a real one as it is."""
     return torch.view_as_real(t) if t.is_complex() else t
+
+
+def summarize(
+    summary: Summary, sums: Mapping[str, Tensor], kept: dict[str, Any], group: Group
+) -> Coefficients:
+    """Run a function that makes numbers of a rule out of sums.
+
+    Args:
+        summary: Plain arithmetic over ``xp``, so that it has a translation, too. Its positional
+            arguments are sums, or numbers that it keeps from step to step, 0 before the first;
+            the keyword-only ones are hyper-parameters. Returns by name numbers of the rule, and
+            the new values of those that it keeps.
+        sums: Sums by name, float64 of shape () or, for all tensors at once, (T,).
+        kept: What it keeps, by name; updated in place.
+        group: Hyper-parameters by name.
+    """
+    arguments, options = arguments_of(summary)
+    made = summary(
+        *(sums[name] if name in sums else kept.get(name, 0.0) for name in arguments),
+        **{name: float(group[name]) for name in options},
+    )
+    kept.update({name: made.pop(name) for name in arguments if name in made})
+    return made
+
+
+def arguments_of(summary: Summary) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Names of the positional arguments of a summary, and of its hyper-parameters."""
+    code, count = summary.__code__, summary.__code__.co_argcount
+    names = code.co_varnames[: count + code.co_kwonlyargcount]
+    return names[:count], names[count:]

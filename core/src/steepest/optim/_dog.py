@@ -9,7 +9,15 @@ from torch import Tensor
 
 from steepest._registry import method
 from steepest.kernels import Rule, reduction, rule, xp
-from steepest.optim._base import Coefficients, Elementwise, Group, Measured, Params, Slot
+from steepest.optim._base import (
+    Coefficients,
+    Elementwise,
+    Group,
+    Measured,
+    Params,
+    Slot,
+    summarize,
+)
 
 PAPER = "ivgi2023dog"
 TITLE = "DoG is SGD's Best Friend: A Parameter-Free Dynamic Step Size Schedule"
@@ -39,10 +47,29 @@ def dog(p, g, *, lr, rate, wd):
     return p  # noqa: RET504  (a rule returns names)
 
 
+def dog_rate(gg, dd, pp, reach, total, *, reps_rel):
+    """Rate of a group or a tensor, largest distance and sum of squares with this gradient.
+
+    The sum is not from 0, against 0 / 0, as in the authors' code.
+    """
+    # $r_0 = r_{\mathrm{rel}}\, (1 + \lVert \theta_0 \rVert)$
+    first = reps_rel * (1 + xp.sqrt(pp))
+    # $\bar r_{t-1}, \quad \bar r_{-1} = r_0$
+    reach = xp.where(reach > 0, reach, first)
+    # $\bar r_t = \max(\bar r_{t-1}, \lVert \theta_t - \theta_0 \rVert)$
+    reach = xp.maximum(reach, xp.sqrt(dd))
+    # $G_t = G_{t-1} + \lVert g_t \rVert^2, \quad G_{-1} = 10^{-8}$
+    total = xp.maximum(total, 1e-8) + gg
+    # $\eta_t = \bar r_t / \sqrt{G_t}$
+    rate = reach / xp.sqrt(total)
+    return {"rate": rate, "reach": reach, "total": total}
+
+
 class _Distance(Elementwise):
     """What DoG and LDoG share: everything but what a distance and a norm are taken over."""
 
     prepass: ClassVar = dog_norms
+    summary: ClassVar = staticmethod(dog_rate)
     slots: ClassVar = {"start": Slot("start", "parameter")}
 
     def __init__(
@@ -71,17 +98,6 @@ class _Distance(Elementwise):
     def numbers(self, group: Group, step: int) -> dict[str, float]:
         """Factor and decay."""
         return {"lr": float(group["lr"]), "wd": float(group["weight_decay"])}
-
-
-def _rate(
-    sums: dict[str, Tensor], reps_rel: float, reach: Tensor, total: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Rate, largest distance and sum of squares with this gradient; NaN stands for no past."""
-    first = reps_rel * (1 + sums["pp"].sqrt())
-    reach = torch.maximum(torch.where(reach.isnan(), first, reach), sums["dd"].sqrt())
-    # Not from 0, against 0 / 0, as in the authors' code.
-    total = torch.where(total.isnan(), 1e-8, total) + sums["gg"]
-    return reach / total.sqrt(), reach, total
 
 
 @final
@@ -138,17 +154,6 @@ class DoG(_Distance):
         The start is kept in memory, and in checkpoints.
     """
 
-    def coefficients(self, measured: list[Measured], loss: Tensor | None) -> list[Coefficients]:
-        """Distance over gradients, one for each group."""
-        made: list[Coefficients] = []
-        for m in measured:
-            sums = {name: values.sum() for name, values in m.sums.items()}
-            nothing = torch.full_like(sums["gg"], torch.nan)
-            past = [m.group.get(key, nothing) for key in ("reach", "total")]
-            rate, m.group["reach"], m.group["total"] = _rate(sums, m.group["reps_rel"], *past)
-            made.append({"rate": rate})
-        return made
-
 
 @final
 @method(paper=PAPER, title=TITLE, oracle="gradient", scope="tensor", state_bytes=4)
@@ -200,13 +205,13 @@ class LDoG(_Distance):
         """Distance over gradients, one for each tensor."""
         made: list[Coefficients] = []
         for m in measured:
-            nothing = torch.full_like(m.sums["gg"][0], torch.nan)  # of a tensor that joins late
-            past = [
-                torch.stack([state.get(key, nothing) for state in m.states])
-                for key in ("reach", "total")
-            ]
-            rate, reach, total = _rate(m.sums, m.group["reps_rel"], *past)
-            for state, r, t in zip(m.states, reach, total, strict=True):
-                state["reach"], state["total"] = r.clone(), t.clone()
-            made.append({"rate": rate})
+            nothing = torch.zeros_like(m.sums["gg"][0])  # of a tensor that joins late
+            kept = {
+                key: torch.stack([state.get(key, nothing) for state in m.states])
+                for key in sorted(self.extra_keys)
+            }
+            made.append(summarize(self.summary, m.sums, kept, m.group))
+            for key, values in kept.items():
+                for state, value in zip(m.states, values, strict=True):
+                    state[key] = value.clone()
         return made

@@ -9,7 +9,15 @@ from torch import Tensor
 
 from steepest._registry import method
 from steepest.kernels import Rule, reduction, rule, xp
-from steepest.optim._base import Coefficients, Elementwise, Group, Measured, Params, Slot
+from steepest.optim._base import (
+    Coefficients,
+    Elementwise,
+    Group,
+    Measured,
+    Params,
+    Slot,
+    summarize,
+)
 
 
 @rule
@@ -86,6 +94,19 @@ def sania_identity_norm(p, g):
     # $\lVert g \rVert^2$
     square = xp.sum(s)
     return square  # noqa: RET504
+
+
+def polyak(square, loss, *, f_star):
+    r"""The step :math:`\lambda` down to a known loss, without a difference of numbers near 1."""
+    # $f_t - f^*$
+    gap = xp.maximum(loss - f_star, 0.0)
+    # $\upsilon_t = (f_t - f^*) / \lVert g_t \rVert^2_{B^{-1}}$
+    ratio = xp.where(square > 0, gap / square, 0.0)
+    # $\min(\upsilon_t, \tfrac12)$
+    ratio = xp.minimum(ratio, 0.5)
+    # $\lambda_t = 1 - \sqrt{1 - 2 \upsilon_t} = \frac{2 \upsilon_t}{1 + \sqrt{1 - 2 \upsilon_t}}$
+    lamb = 2 * ratio / (1 + xp.sqrt(1 - 2 * ratio))
+    return {"lamb": lamb}
 
 
 _METRICS: dict[str, tuple[Rule, Rule]] = {
@@ -190,6 +211,7 @@ class SANIA(Elementwise):
     """
 
     slots: ClassVar = {"m": Slot("exp_avg"), "v": Slot("squares")}
+    summary: ClassVar = staticmethod(polyak)
     needs_loss: ClassVar = True
 
     def __init__(
@@ -255,8 +277,6 @@ class SANIA(Elementwise):
             return []
         device = measured[0].params[0].device
         square = torch.cat([m.sums["square"].to(device) for m in measured]).sum()
-        gap = (loss.to(device) - float(measured[0].group["f_star"])).clamp_min(0.0)
-        ratio = torch.where(square > 0, gap / square, 0.0).clamp_max(0.5)
-        # 1 - sqrt(1 - 2u) without the difference of two numbers near 1.
-        lamb = 2 * ratio / (1 + (1 - 2 * ratio).sqrt())
+        sums = {"square": square, "loss": loss.to(device)}
+        lamb = summarize(polyak, sums, {}, measured[0].group)["lamb"]
         return [{"lamb": lamb} for _ in measured]

@@ -125,24 +125,36 @@ class UDoG(OracleDriven):
         else:
             keys = ("weight", "weights", "change", "most")
             old = {key: zero for key in keys} | {"reach": self.reps_rel * (1 + _norm(wide))}
+        # $\bar r_t = \max(\bar r_{t-1}, \lVert y_t - x_0 \rVert)$
         reach = torch.maximum(old["reach"], _norm(torch._foreach_sub(y, start)))
+        # $w_t = \sum_{k \le t} \bar r_k$
         weight = old["weight"] + reach
+        # $W_t = \sum_{k \le t} w_k, \quad \alpha_t = w_t / \bar r_t$
         weights, alpha = old["weights"] + weight, weight / reach
+        # $\tau_t = w_t / W_t$
         part = weight / weights
         try:
+            # $(1 - \tau_t)\, \bar x_{t-1} + \tau_t\, y_t$
             _put(params, _mix(wide, y, part))
+            # $m_t = \nabla f(\dots)$
             m = self._gradient(first, objective)[1]
+            # $M_t = \max_{k \le t} \alpha_k^2 \lVert \cdot \rVert^2$
             most = torch.maximum(old["most"], (alpha * _norm(m)).square())
+            # $\sqrt{G^x_t} = \sqrt{Q_{t-1} + M_t}$
             x_root = _safe((old["change"] + most).sqrt())
+            # $x_{t+1} = y_t - \frac{w_t}{\sqrt{G^x_t}}\, m_t$
             x = [
                 a - b.to(a) * (lr[p] * weight / x_root).to(a)
                 for p, a, b in zip(params, y, m, strict=True)
             ]
+            # $\bar x_t = (1 - \tau_t)\, \bar x_{t-1} + \tau_t\, x_{t+1}$
             average = _mix(wide, x, part)
             _put(params, average)
+            # $g_t = \nabla f(\bar x_t)$
             value, g = self._gradient(second, objective)
         finally:
             _put(params, home)
+        # $Q_t = Q_{t-1} + \alpha_t^2 \lVert g_t - m_t \rVert^2$
         change = old["change"] + (alpha * _norm(torch._foreach_sub(g, m))).square()
         most_now = torch.maximum(most, (alpha * _norm(g)).square())
         totals = {
@@ -152,6 +164,7 @@ class UDoG(OracleDriven):
             "change": change,
             "most": most_now,
         }
+        # $\sqrt{G^y_t} = \sqrt{\max(G^x_t,\; Q_t + M_t)}$
         y_root = _safe(torch.maximum(x_root.square(), change + most_now).sqrt())
         return Answer(objective, value, g, (average, y, start, weight / y_root, totals))
 
@@ -187,7 +200,9 @@ class UDoG(OracleDriven):
         params = answer.objective.params
         for p, mean, ahead, home in zip(params, average, y, start, strict=True):
             assert p.grad is not None
+            # $\frac{w_t}{\sqrt{G^y_t}}\, g_t$
             move = p.grad.to(ahead) * (lr[p] * step).to(ahead)
+            # $y_{t+1} = y_t - \dots$
             self.state[p] = {"y": ahead - move, "start": home}
             p.copy_(mean)
         self.totals = totals

@@ -97,10 +97,16 @@ def batch_hessian(
             f"give whole numbers >= 1, no batch beyond the data, not {params=}, {batch_size=}, "
             f"{samples=}"
         )
-    spread = sigma * math.sqrt(params * (1 / batch_size - (1 / samples if samples else 0.0)))
+    # $1/b = 1/B - 1/N$
+    share = 1 / batch_size - (1 / samples if samples else 0.0)
+    # $s = \sigma \sqrt{P / b}$
+    spread = sigma * math.sqrt(params * share)
     if curvature > spread:
+        # $1 - s^2 / \lambda^2$
         overlap = 1 - (spread / curvature) ** 2
+        # $\lambda' = \lambda + s^2 / \lambda$
         return BatchHessian(curvature + spread**2 / curvature, 2 * spread, overlap)
+    # $\lambda' = 2s$
     return BatchHessian(2 * spread, 2 * spread, 0.0)
 
 
@@ -303,12 +309,17 @@ def learn_rates(spectrum: Spectrum, damping: float = 0.0) -> Rates:
     """
     if not damping >= 0:
         raise ValueError(f"damping={damping!r} is not valid: give a number >= 0")
+    # $\lambda_-, \; \lambda_+$
     low, high = float(spectrum.values[0]), float(spectrum.values[-1])
     if not high > 0:
         raise ValueError("no curvature is positive here: there is no largest stable rate")
+    # $a = \lambda_+ + \delta$
     top = high + damping
+    # $c = |\lambda_-| + \delta$
     bottom = min(abs(low) + damping, top)
+    # $q = (\sqrt a - \sqrt c) / (\sqrt a + \sqrt c)$
     root = (math.sqrt(top) - math.sqrt(bottom)) / (math.sqrt(top) + math.sqrt(bottom))
+    # $\eta = (1 + q)^2 / a, \quad \beta = q^2$
     return Rates(lr=(1 + root) ** 2 / top, momentum=root**2)
 
 

@@ -72,7 +72,11 @@ def last_iterate_bound(
             f"the largest rate is {eta.max().item():.3g}, above 1 / (2 L) = {0.5 / smoothness:.3g}:"
             " the bound does not hold there"
         )
+    # $\sum_{s \ge t} \eta_s$
     left = eta.flip(0).cumsum(0).flip(0)
+    # $M^2 + \sigma^2, \quad M = 2G$
     variance = 4 * lipschitz**2 + noise**2
-    bound = divergence / left[0] + 2 * variance * (eta.square() / left).sum()
-    return float(bound)
+    # $\sum_t \eta_t^2 / \sum_{s \ge t} \eta_s$
+    price = (eta.square() / left).sum()
+    # $D / \sum_t \eta_t + 2 (M^2 + \sigma^2) \sum_t \dots$
+    return float(divergence / left[0] + 2 * variance * price)

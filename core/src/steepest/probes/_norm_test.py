@@ -73,8 +73,10 @@ class GradientMoments:
             self.mean = [torch.zeros_like(t) for t in g]
             self.spread = [torch.zeros_like(t) for t in g]
         before = torch._foreach_sub(g, self.mean)
+        # $\bar g \leftarrow \bar g + \frac{n_i}{n}\, (g_i - \bar g)$
         torch._foreach_add_(self.mean, before, alpha=size / self.samples)
         after = torch._foreach_sub(g, self.mean)
+        # $S \leftarrow S + n_i\, (g_i - \bar g_{\text{before}}) (g_i - \bar g)$
         torch._foreach_addcmul_(self.spread, before, after, value=size)
 
     def variance(self) -> list[Tensor]:
@@ -85,6 +87,7 @@ class GradientMoments:
         """
         if self.parts < 2:
             raise ValueError(f"{self.parts} part has no variance: cut the batch into two or more")
+        # $V = S / (k - 1)$
         return [s / (self.parts - 1) for s in self.spread]
 
     def pooled(self, add: Callable[[Tensor], Tensor]) -> GradientMoments:
@@ -161,9 +164,13 @@ def norm_test(
         after the batch has grown.
     """
     moments = _moments(gradients, eta, sizes)
+    # $V = \sum_j V_j$
     noise = _total(moments.variance())
+    # $\lVert g \rVert^2$
     signal = _total([g.square() for g in moments.mean])
-    return NormTest(_whole(_ratio(noise, eta**2 * signal)), noise, signal)
+    # $b \leftarrow \lceil V / (\eta^2 \lVert g \rVert^2) \rceil$
+    size = _whole(_ratio(noise, eta**2 * signal))
+    return NormTest(size, noise, signal)
 
 
 @method(

@@ -141,9 +141,13 @@ def stability_threshold(optimizer: str = "gd", momentum: float = 0.0) -> float:
     if not 0 <= momentum < 1:
         raise ValueError(f"momentum={momentum!r} is not valid: give a number in [0, 1)")
     thresholds = {
+        # $\eta\lambda_1 < 2$
         "gd": 2.0,
+        # $2 (1 + \beta)$
         "heavy-ball": 2 * (1 + momentum),
+        # $2 (1 + \beta) / (1 + 2\beta)$
         "nesterov": 2 * (1 + momentum) / (1 + 2 * momentum),
+        # $2 (1 + \beta_1) / (1 - \beta_1)$
         "adam": 2 * (1 + momentum) / (1 - momentum),
     }
     if optimizer not in thresholds:

@@ -271,13 +271,18 @@ class QController:
             for t in range(env.steps):
                 blind = rng.integers(env.actions, size=len(states))
                 explore = rng.random(len(states)) < epsilon * (1 - k / rounds)
+                # $a = \arg\max_{a'} Q(s, a'), \text{ or a random one}$
                 actions = np.where(explore, blind, self(states))
+                # $s', \; r$
                 after, rewards = env.step(actions)
+                # $\max_{a'} Q(s', a')$
                 future = q[after].max(1) if t + 1 < env.steps else 0.0
                 error, count = np.zeros_like(q), np.zeros_like(q)
+                # $r + \max_{a'} Q(s', a') - Q(s, a)$
                 np.add.at(error, (states, actions), rewards + future - q[states, actions])
                 np.add.at(count, (states, actions), 1)
                 visits += count > 0
+                # $Q \leftarrow Q + \alpha\, (\dots), \quad \alpha = 1 / \sqrt{\text{visits}}$
                 q += np.maximum(visits, 1) ** -0.5 * error / np.maximum(count, 1)
                 states = after
         return self

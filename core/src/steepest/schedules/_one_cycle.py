@@ -29,7 +29,11 @@ def cycle(step: int, total_steps: int, rise: float = 0.45) -> tuple[float, float
         :math:`2aT` and 0 at :math:`T`.
     """
     up, t = rise * total_steps, min(step, total_steps)
-    return max(0.0, 1 - abs(t / up - 1)), min(1.0, (total_steps - t) / (total_steps - 2 * up))
+    # $h_t = \max(0, 1 - |t / aT - 1|)$
+    height = max(0.0, 1 - abs(t / up - 1))
+    # $r_t = \min\bigl(1, (T - t) / (T - 2aT)\bigr)$
+    left = min(1.0, (total_steps - t) / (total_steps - 2 * up))
+    return height, left
 
 
 @method(
@@ -134,12 +138,16 @@ class OneCycle(LRScheduler):
 
     def get_lr(self) -> list[Any]:
         """Rates of the groups at this step; sets their momenta too, as torch's schedule does."""
+        # $h_t, \; r_t$
         height, left = cycle(self.last_epoch, self.total_steps, self.rise)
+        # $\eta_{\min} / \eta_{\max}, \; 1/c$
         low, end = 1 / self.ratio, 1 / self.annihilation
+        # $\eta_t / \eta_{\max}$
         share = low * (end + (1 - end) * left) + (1 - low) * height
         if self.momentum is not None:
             high, least = self.momentum
             for group in self.optimizer.param_groups:
+                # $\mu_t = \mu_{\max} - (\mu_{\max} - \mu_{\min})\, h_t$
                 value = high - (high - least) * height
                 if "betas" in group:
                     group["betas"] = (value, *group["betas"][1:])

@@ -105,7 +105,11 @@ def step_law(parameters: float, tokens: float) -> StepLaw:
     """
     if not parameters > 0 or not tokens > 0:
         raise ValueError(f"give numbers > 0, not {parameters=}, {tokens=}")
-    return StepLaw(1.79 * parameters**-0.713 * tokens**0.307, 0.58 * tokens**0.571)
+    # $\eta = 1.79\, N^{-0.713} D^{0.307}$
+    lr = 1.79 * parameters**-0.713 * tokens**0.307
+    # $B = 0.58\, D^{0.571}$
+    batch = 0.58 * tokens**0.571
+    return StepLaw(lr, batch)
 
 
 @method(paper=PAPER, title=TITLE, oracle="none", forward=0, backward=0)

@@ -23,6 +23,8 @@ import sympy
 import torch
 from docutils import nodes
 from docutils.parsers.rst import directives
+from docutils.statemachine import StringList
+from sphinx import addnodes
 from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
 from torch import Tensor
@@ -323,20 +325,38 @@ def picture(kind: str, shown: list[str]) -> str:
     )
 
 
-def table(kind: str, shown: list[str]) -> str:
-    """Where the race ended, for who reads without JavaScript."""
+def ends(kind: str, shown: list[str]) -> list[tuple[str, str, str]]:
+    """Where the race ended: name, rate, and height above the minimum."""
     shape, _ = SURFACES[kind]
     rows = []
-    for name, (color, _) in styles(shown).items():
+    for name in shown:
         rate = best_rate(name, kind)
         _, values = descend(name, shape, [rate])
-        cells = f"<td>{rate:g}</td><td>{values[-1, 0].item() - shape.value:.2g}</td>"
-        rows.append(f'<tr><td><span style="color:{color}">━</span> {escape(name)}</td>{cells}</tr>')
+        rows.append((name, f"{rate:g}", f"{values[-1, 0].item() - shape.value:.2g}"))
+    return rows
+
+
+def table(kind: str, shown: list[str]) -> str:
+    """The end of the race, for who reads without JavaScript."""
+    rows = []
+    for name, rate, height in ends(kind, shown):
+        swatch = f'<span style="color:{styles(shown)[name][0]}">━</span>'
+        rows.append(f"<tr><td>{swatch} {escape(name)}</td><td>{rate}</td><td>{height}</td></tr>")
     head = "<th>Optimizer</th><th>Learning rate</th><th>Above the minimum</th>"
     return (
         f'<div class="playground-static"><table class="table"><caption>{escape(kind)}, after'
         f" {STEPS} steps without noise. Where JavaScript runs, the start, the rates and the"
         f" surface can be moved.</caption><tr>{head}</tr>{''.join(rows)}</table></div>"
+    )
+
+
+def printed(kind: str, shown: list[str]) -> str:
+    """The end of the race, in Markdown, for who reads on paper."""
+    rows = "\n".join(f"| {' | '.join(row)} |" for row in ends(kind, shown))
+    return (
+        f"In the online book this race runs, on a surface and from a start of your choice. On the "
+        f"surface *{kind}*, after {STEPS} steps without noise, it stands so:\n\n"
+        f"| optimizer | learning rate | above the minimum |\n|:--|--:|--:|\n{rows}\n"
     )
 
 
@@ -371,13 +391,16 @@ class Playground(SphinxDirective):
             f'<script defer src="{root}_static/{name}.js"></script>'
             for name in ("playground-rules", "playground")
         )
+        on_paper = addnodes.only(expr="latex")
+        self.state.nested_parse(StringList(printed(kind, shown).splitlines()), 0, on_paper)
         return [
+            on_paper,
             nodes.raw(
                 "",
                 f'<div class="playground" data-settings="{escape(json.dumps(settings))}">'
                 f"{picture(kind, shown)}{table(kind, shown)}</div>{scripts}",
                 format="html",
-            )
+            ),
         ]
 
 

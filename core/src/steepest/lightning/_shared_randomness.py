@@ -185,9 +185,11 @@ class SharedRandomness(OracleDriven):
 
     def query(self, objective: Objective) -> Answer:
         """Read this machine's slopes; nothing is sent yet."""
+        # $\text{seed of } z_m$
         own = split_seed(self.draw(), self._rank())
         n = self.estimator.samples
         try:
+            # $w_m = \frac{f(\theta + \epsilon z_m) - f(\theta - \epsilon z_m)}{2 \epsilon}$
             projection = self.estimator.project(objective, own)
             value, slopes = projection.value, [n * projection.weights[i] for i in range(n)]
         except NonFiniteLoss:  # the others wait for what this machine sends

@@ -131,7 +131,13 @@ function playground(box, index) {
   const sourceOf = element("summary");
   const body = element("tbody");
   const head = element("tr");
-  for (const title of ["Optimizer", "Above minimum", "Learning rate", "Memory"]) {
+  const remember = settings.offered.some((name) => optimizers[name].memory);
+  for (const title of [
+    "Optimizer",
+    "Above minimum",
+    "Learning rate",
+    ...(remember ? ["Memory"] : []),
+  ]) {
     head.append(element("th", { scope: "col" }, title));
   }
 
@@ -219,7 +225,7 @@ function playground(box, index) {
         "aria-label": `${label} of ${name}`,
       });
       knob.value = at === null ? group[key] : group[key][at];
-      const show = () => (out.textContent = ` ${label} ${round(Number(knob.value))}`);
+      const show = () => (out.textContent = `${label} ${round(Number(knob.value))}`);
       knob.addEventListener("input", () => {
         if (at === null) group[key] = Number(knob.value);
         else group[key][at] = Number(knob.value);
@@ -237,9 +243,9 @@ function playground(box, index) {
       race();
     };
     const named = element("th", { scope: "row" }, element("label", {}, runs, swatch), link);
-    body.append(
-      element("tr", {}, named, result, element("td", {}, range, number), remembers),
-    );
+    const tr = element("tr", {}, named, result, element("td", {}, range, number));
+    if (remember) tr.append(remembers);
+    body.append(tr);
     races.set(name, { optimizer, group, line, dot, runs, setRate, result, descent: null });
   }
 

@@ -197,6 +197,16 @@ def test_equations_stand_beside_their_lines_and_above_them_on_a_phone(page):
         assert beside or not bare.is_visible()
 
 
+def test_no_line_of_a_display_is_out_of_sight(page):
+    wide = """() => [...document.querySelectorAll("table.source")]
+        .filter((e) => e.scrollWidth > e.parentElement.clientWidth + 3)
+        .map((e) => e.tHead.innerText)"""
+    for chapter in sorted(HTML.glob("chapters/*/*.html")):
+        page.goto(chapter.relative_to(HTML).as_posix())
+        page.evaluate("MathJax.startup.promise.then(() => null)")
+        assert page.evaluate(wide) == [], chapter.stem
+
+
 def test_dark_mode_toggles_and_stays(page):
     page.goto("book/index.html")
     background = "getComputedStyle(document.body).backgroundColor"
@@ -299,6 +309,10 @@ def test_a_phone_shows_the_page_without_sideways_scrolling(page, path):
     page.goto(path)
     width = page.evaluate("document.documentElement.scrollWidth")
     assert width <= 390
+    controls = page.locator(".playground :is(input, select, button):visible").all()
+    for control in controls:
+        box = control.bounding_box()
+        assert 0 <= box["x"] and box["x"] + box["width"] <= 390
 
 
 FAINT = """() => {

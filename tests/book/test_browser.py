@@ -312,7 +312,7 @@ def test_a_phone_shows_the_page_without_sideways_scrolling(page, path):
     controls = page.locator(".playground :is(input, select, button):visible").all()
     for control in controls:
         box = control.bounding_box()
-        assert 0 <= box["x"] and box["x"] + box["width"] <= 390
+        assert box["x"] >= 0 and box["x"] + box["width"] <= 390
 
 
 FAINT = """() => {

@@ -116,7 +116,7 @@ def test_two_wrappers_of_a_kind_keep_their_own_numbers():
     other.load_state_dict(opt.state_dict())
     assert (other.max_norm, other.optimizer.max_norm, other.steps) == (7.0, 0.5, 1)
     assert other.param_groups[0]["lr"] == 0.1
-    with pytest.raises(ValueError, match="saved without ClipNorm"):
+    with pytest.raises(ValueError, match="ClipNorm around AdamW, and this one is around ClipNorm"):
         other.load_state_dict(opt.optimizer.state_dict())
 
 

@@ -177,6 +177,23 @@ def test_nested_filters_resume_bit_exactly(kind):
     assert (other.lamb, other.steps, other.optimizer.steps) == (3.0, 50, 50)
 
 
+def test_a_checkpoint_of_another_order_is_refused_and_changes_nothing():
+    def make(params, outer, inner):
+        return outer(inner(AdamW(params, lr=0.01)))
+
+    model, opt = trained(lambda params: make(params, Grokfast, PerpGrad))
+    _, other = trained(lambda params: make(params, PerpGrad, Grokfast))
+    before = copy.deepcopy(other.state_dict())
+    with pytest.raises(ValueError, match="PerpGrad around AdamW, and this one is around Grokfast"):
+        other.load_state_dict(opt.state_dict())
+    now = other.state_dict()
+    assert all(
+        torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b
+        for a, b in zip(tree_leaves(before), tree_leaves(now), strict=True)
+    )
+    make(model.parameters(), Grokfast, PerpGrad).load_state_dict(opt.state_dict())
+
+
 def test_around_xgrad_it_resumes_bit_exactly_in_a_new_process(tmp_path):
     """Grokfast around XGrad around AdamW, saved by one Python and continued by another."""
     script = """

@@ -70,8 +70,9 @@ class GhostBatchNorm(_BatchNorm):
         last group of what is left, its statistics could be of one sample.
 
     When not to use it:
-        With batches near ``ghost_size``: it is then batch normalization. Or where the noise of
-        small batches is what hurts.
+        With ``convert_sync_batchnorm``, so ``Trainer(sync_batchnorm=True)``, which replaces it as
+        it does all batch normalization. With batches near ``ghost_size``: it is then the usual
+        one. Or where the noise of small batches is what hurts.
     """
 
     def __init__(

@@ -45,6 +45,9 @@ class Estimated(OracleDriven, Wrapper):
         >>> p.data
         tensor([1.5000])
 
+    Note:
+        The estimator's own arguments are not in a checkpoint: make it as it was to go on.
+
     When not to use it:
         For forward-only fine-tuning of large models: the estimate is held in memory, as a
         gradient would be.

@@ -44,7 +44,10 @@ class GradientPenalty(OracleDriven, Wrapper):
             \epsilon\, g_b / \|g_b\|\bigr) - g_b\Bigr).
 
     A step needs the blocks: ``step`` takes a list of losses that sum to the whole, one a block,
-    and under Lightning ``accumulate_grad_batches`` batches are the blocks of one step.
+    and under Lightning ``accumulate_grad_batches`` batches are the blocks of one step. Where the
+    last step of an epoch has fewer, Lightning divides its losses by the full number, and both
+    terms are smaller: the gradient by the share of blocks that are there, the penalty by its
+    square.
 
     Args:
         optimizer: The optimizer that makes the step; its learning rate :math:`\eta`, as the

@@ -160,7 +160,8 @@ class OracleDriven(torch.optim.Optimizer, ABC):
         return (
             f"{type(self).__name__} queries the {self.oracle} oracle: pass the loss, "
             "step(lambda: loss_fn(model(x), y)); under Lightning's Trainer, add the callback "
-            "steepest.lightning.Oracles()"
+            "steepest.lightning.Oracles(); its Tuner.lr_find runs without callbacks: take "
+            "steepest.lightning.LRRangeTest"
         )
 
     def state_dict(self) -> dict[str, Any]:

@@ -112,18 +112,26 @@ class Wrapper(torch.optim.Optimizer, ABC):
         """
         inner = self.optimizer.state_dict()
         taken = self._key(inner)
-        return {**inner, f"{taken}+" if taken else self._name: self.own_state()}
+        own = {**self.own_state(), "around": self._inside}
+        return {**inner, f"{taken}+" if taken else self._name: own}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load a checkpoint of the same wrapper around the same optimizer.
 
         Raises:
-            ValueError: If it was saved without this wrapper, or is not the inner optimizer's.
+            ValueError: If it was saved without this wrapper or in another order of wrappers, or
+                is not the inner optimizer's. Nothing has changed then.
         """
         own = self._key(state_dict)
         if own is None:
             raise ValueError(
                 f"the state_dict was saved without {self._name}: load it into the optimizer"
+            )
+        around = state_dict[own]["around"]
+        if around != self._inside:
+            raise ValueError(
+                f"the state_dict is of {self._name} around {around}, and this one is around "
+                f"{self._inside}: nest them as they were"
             )
         inner = {key: value for key, value in state_dict.items() if key != own}
         self.optimizer.load_state_dict(inner)
@@ -133,6 +141,10 @@ class Wrapper(torch.optim.Optimizer, ABC):
     @property
     def _name(self) -> str:
         return type(self).__name__
+
+    @property
+    def _inside(self) -> str:
+        return type(self.optimizer).__name__
 
     def _key(self, state_dict: dict[str, Any]) -> str | None:
         """Key of the outermost wrapper of this kind, if there is one."""

@@ -359,7 +359,7 @@ assert abs(fitted / -1.5 - 1) < 0.02 and sizes[False][-1] > 10 * sizes[True][-1]
 # (inna)=
 # ## INNA: friction from memory
 #
-# **The idea** {cite:p}`castera2021inertial`. Take the equation with $c = 1$, $a = \alpha$, $b = \beta$. Since $\nabla^2 f(\theta)\,\dot\theta$ is the time derivative of $\nabla f(\theta)$, integrate that once by hand. What is left has two variables and no Hessian. With time step $\gamma$, and $\phi$ an average of the past positions:
+# **The idea** {cite:p}`castera2021inertial`. Take the equation with $c = 1$, $a = \alpha$, $b = \beta$. Since $\nabla^2 f(\theta)\,\dot\theta$ is the time derivative of $\nabla f(\theta)$, integrate that once by hand. What is left has two variables and no Hessian. (The letters are the paper's from here on: $\alpha$ and $\beta$ are the frictions, not what is kept of a step.) With time step $\gamma$, and $\phi$ an average of the past positions:
 #
 # $$
 # d = \theta - \phi, \qquad \phi \leftarrow \phi + \tfrac{\gamma}{\beta}\,d, \qquad \theta \leftarrow \theta + \tfrac{\gamma}{\beta}(1-\alpha\beta)\,d - \gamma\beta\,g.

@@ -80,7 +80,7 @@ def mean(values):
 # (vrgd)=
 # ## VRGD: how much of a gradient is signal?
 #
-# Cut a large batch into $k$ parts and compute the gradient of each. A coordinate on which the parts agree says something about the data at large. One on which they contradict each other says something about these examples. The *signal-to-noise ratio* of a coordinate is $\bar g^2/\sigma^2$, with mean and variance over the parts, and VRGD {cite:p}`jiang2023accelerating` multiplies the gradient by it, relative to the layer's average and clipped:
+# Cut a large batch into $k$ parts and compute the gradient of each. A coordinate on which the parts agree says something about the data at large. One on which they contradict each other says something about these examples. The *signal-to-noise ratio* of a coordinate is $\bar g^2/\sigma^2$, with mean $\bar g = \tfrac1k \sum_i g_i$ and variance $\sigma^2 = \tfrac1k \sum_i (g_i - \bar g)^2$ over the parts, and VRGD {cite:p}`jiang2023accelerating` multiplies the gradient by it, relative to the layer's average and clipped:
 #
 # $$
 # r = \operatorname{clip}\left( \frac{\bar g^2/\sigma^2}{\operatorname{mean}(\bar g^2/\sigma^2)},\; \gamma,\; 1 \right), \qquad

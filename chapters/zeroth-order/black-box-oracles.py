@@ -271,13 +271,13 @@ print("with a judge who errs, more than that, and less than a half: True")
 #
 # and costs no query at all; the few that are made are put where the model doubts its slope the most ({py:class}`~steepest.estimators.TrajectoryGradient`, which like any estimator drives any optimizer, also with a single client).
 #
-# Second half. A process is as large as its data, and data stay at home. So each client fits, at the end of a round, a linear model in random features that all clients share, $\hat\mu_i(\theta) = \langle \nu_i, \varphi(\theta) \rangle$, and sends its weights $\nu_i$. They are linear in the values, so *the mean of the weights is a model of the mean of the losses*. In the next round each client corrects its own slope by what it knows of the others':
+# Second half. A process is as large as its data, and data stay at home. So each client fits, at the end of a round, a linear model in random features that all clients share ({py:class}`~steepest.estimators.Features`), $\hat\mu_i(\theta) = \langle \nu_i, \varphi(\theta) \rangle$, and sends its weights $\nu_i$. They are linear in the values, so *the mean of the weights is a model of the mean of the losses*. In the next round each client corrects its own slope by what it knows of the others':
 #
 # $$
 # g_i = \nabla\mu_i(\theta) + \gamma_t\, \bigl(\nabla\hat\mu_F(\theta) - \nabla\hat\mu_i(\theta)\bigr), \qquad \nu_F = \tfrac1N \sum_i \nu_i .
 # $$
 #
-# A correction by vectors, as in SCAFFOLD, is right where the round began. This one is a function, evaluated where the client is now:
+# A correction by vectors, as in SCAFFOLD, is right where the round began. This one is a function, evaluated where the client is now. The authors' program lets it fade over the steps $t = 0, 1, \dots$ of a round, $\gamma_t = 1/(t+1)^{\mathtt{fade}}$ with a `fade` of 1, for models that are trusted only where the round began:
 
 # %%
 display(
@@ -419,7 +419,7 @@ print(
 print(f"numbers that a client sends in a round: {fleet.sent // rounds}")
 
 # %% [markdown]
-# Left: surrogates without correction stop where the clients' disagreement stops them, and so does FedZO, with noise. The correction removes that. Right: as long as it does not fade, corrected slopes point along the mean's gradient at every step of a round, where a client's own have little to do with it. The authors' program lets it fade as $1/(t+1)$, for models that are trusted only where the round began; on these smooth losses the model holds, and fading gives much of the gain away. `fade=0.0` keeps it. (The right-hand picture is at a smaller learning rate: at 0.1, corrected clients reach the minimum of the mean within a round, and cosines with a gradient of zero mean nothing.)
+# Left: surrogates without correction stop where the clients' disagreement stops them, and so does FedZO, with noise. The correction removes that. Right: as long as it does not fade, corrected slopes point along the mean's gradient at every step of a round, where a client's own have little to do with it. On these smooth losses the model holds, and fading gives much of the gain away. `fade=0.0` keeps it. (The right-hand picture is at a smaller learning rate: at 0.1, corrected clients reach the minimum of the mean within a round, and cosines with a gradient of zero mean nothing.)
 #
 # **On several processes.** `FZooS` has no network of its own. It adds up tables with `torch.distributed`, and clients may live in any of the processes, one or several in each. Here two processes are forked from this one, and joined by gloo; three clients live in the first, two in the second. They make the same rounds as five clients in one process. In a cluster, `torchrun` or the launcher of Lightning's strategies starts the processes, and the loop is the same.
 

@@ -301,7 +301,7 @@ print("the step points along the negative gradient, cosine above 0.95: True")
 # \theta \leftarrow \theta + \eta\,\sigma \odot \sum_i u_i z_i, \qquad \sigma \leftarrow \sigma \odot \exp\Big(\tfrac{\eta_\sigma}{2}\sum_i u_i\,(z_i^2 - 1)\Big).
 # $$
 #
-# Ranks make it blind to the scale of the loss; $\sigma$ as the unit of the step makes it blind to that of the parameters. Masked coordinates have $z = 0$: they get no noise and do not move, which the next section needs.
+# Ranks make it blind to the scale of the loss; $\sigma$ as the unit of the step makes it blind to that of the parameters. By default $\eta$ is 1 and, in $d$ coordinates, $\eta_\sigma = (3 + \ln d) / (5\sqrt d)$. Masked coordinates have $z = 0$: they get no noise and do not move, which the next section needs.
 
 # %%
 display(
@@ -520,7 +520,7 @@ print("and within five points of magnitude: True")
 # a = q(D) + \mathcal N\Big(0,\, \frac{\Delta^2}{2\rho} I\Big), \qquad \min_X \lVert a - q(X)\rVert^2, \qquad q(X') = q(X) + \frac{q(x'_r) - q(x_r)}{n}.
 # $$
 #
-# Only the first equation touches the data. It is $\rho$-zCDP if $\Delta$ is the largest change that replacing one of $N$ rows can make: $\sqrt{2K}/N$ for $K$ contingency tables (a row leaves one cell and enters another), $\sqrt K/N$ for $K$ thresholds. What follows sees $a$ alone, and costs no privacy. The search itself:
+# Only the first equation touches the data. It is $\rho$-zCDP if $\Delta$ is the largest change that replacing one of $N$ rows can make: $\sqrt{2K}/N$ for $K$ contingency tables (a row leaves one cell and enters another), $\sqrt K/N$ for $K$ thresholds. What follows sees $a$ alone, and costs no privacy. A generation is 50 edits: each puts a random value into one cell of a row, or copies one cell, or two, from another row. Which of the three is drawn by how often it has helped. The search itself:
 
 # %%
 display(

@@ -344,7 +344,7 @@ print("by polls alone, from 7 at most: True")
 # \max_{\lVert d\rVert_\infty \le r}\; \langle u,\, \Phi(x + d) - \Phi(x)\rangle .
 # $$
 #
-# What it suggests is *tried*, like any other point. If it is feasible and better it becomes the incumbent, and $r$ doubles; otherwise $r$ is halved and covering and poll go on as if nothing had been. So the guarantees stay those of the search. Where a constraint is tight, we take its outward part out of $u$, as an attack that leaves the feasible set is wasted. How constraints enter is our reading of the paper.
+# What it suggests is *tried*, like any other point. If it is feasible and better it becomes the incumbent, and $r$ doubles; otherwise $r$ is halved and covering and poll go on as if nothing had been. (They also go on after an improvement by less than 1 %, so that a search that creeps does not keep them waiting.) So the guarantees stay those of the search. Where a constraint is tight, we take its outward part out of $u$, as an attack that leaves the feasible set is wasted. How constraints enter is our reading of the paper.
 
 # %%
 display(

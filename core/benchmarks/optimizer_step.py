@@ -22,6 +22,7 @@ import statistics
 import time
 import weakref
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -89,13 +90,20 @@ def make(name: str, params: list[torch.nn.Parameter], backend: str) -> torch.opt
     return optim.create(name, params, base="AdamW", backend=backend)
 
 
+def needs_loss(opt: torch.optim.Optimizer) -> bool:
+    """Whether a step reads the loss's value."""
+    return getattr(opt, "needs_loss", False)
+
+
 def rivals(name: str, shapes: list[tuple[int, ...]], device: torch.device) -> Iterator[tuple]:
     """Name, step and optimizer of every implementation, each on parameters of its own."""
     fits = {"cpu": "cpu", "cuda": "triton"}[device.type]
+    loss = torch.ones((), device=device)
     for backend in available_backends():
         if backend in ("torch", fits):
             opt = make(name, parameters(shapes, device), backend)
-            yield f"steepest, {backend}", opt.step, opt
+            step = partial(opt.step, lambda: loss) if needs_loss(opt) else opt.step
+            yield f"steepest, {backend}", step, opt
     theirs = getattr(torch.optim, name, None) or getattr(torch.optim, name.capitalize(), None)
     if theirs is not None:
         variants = {"for-loop": {"foreach": False}, "foreach": {"foreach": True}}

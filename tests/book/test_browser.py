@@ -303,7 +303,11 @@ def test_the_playground_without_javascript_shows_a_race(chromium, site):
     context.close()
 
 
-@pytest.mark.parametrize("path", ["book/index.html", "book/playground.html", "book/methods.html"])
+PAGES = ["book/index.html", "book/playground.html", "book/methods.html", "book/guide.html"]
+PAGES += [f"book/api/{path.name}" for path in sorted(HTML.glob("book/api/*.html"))]
+
+
+@pytest.mark.parametrize("path", PAGES)
 def test_a_phone_shows_the_page_without_sideways_scrolling(page, path):
     page.set_viewport_size({"width": 390, "height": 844})
     page.goto(path)

@@ -193,9 +193,10 @@ first_order = pytest.mark.parametrize("cls", [m.symbol for m in FIRST_ORDER])
 asking = pytest.mark.parametrize("cls", [m.symbol for m in ASKING])
 
 
-def model_and_batches(dtype=torch.float32):
+def model_and_batches(dtype=torch.float32, width=7):
     torch.manual_seed(0)
-    model = torch.nn.Sequential(torch.nn.Linear(5, 7), torch.nn.Tanh(), torch.nn.Linear(7, 2))
+    layers = torch.nn.Linear(5, width), torch.nn.Tanh(), torch.nn.Linear(width, 2)
+    model = torch.nn.Sequential(*layers)
     x, y = torch.randn(20, 16, 5), torch.randn(20, 16, 2)
     return model.to(dtype), x.to(dtype), y.to(dtype)
 
@@ -389,6 +390,21 @@ def test_bad_calls_change_nothing(cls):
     with pytest.raises(ValueError, match=r"lr=-1\.0"):
         move(opt)
     opt.param_groups[0]["lr"] = lr
+    unchanged(before, snapshot(model, opt))
+
+
+def test_a_checkpoint_of_another_model_changes_nothing(cls):
+    """Kernels write where they are told: state of another shape must not get to them."""
+    (model, x, y), (narrow, _, _) = model_and_batches(), model_and_batches(width=3)
+    opt, other = make(cls, model.parameters()), make(cls, narrow.parameters())
+    train(model, opt, x[:2], y[:2])
+    train(narrow, other, x[:2], y[:2])
+    saved = other.state_dict()
+    if not any(t.ndim for t in tree_leaves(saved) if isinstance(t, torch.Tensor)):
+        pytest.skip("it remembers no tensor")
+    before = snapshot(model, opt)
+    with pytest.raises(ValueError, match="shape"):
+        opt.load_state_dict(saved)
     unchanged(before, snapshot(model, opt))
 
 

@@ -343,3 +343,13 @@ def test_exp_on_the_cpu_is_the_standard_one():
     assert exp(710.0) == exp(math.inf) == math.inf
     assert exp(-746.0) == exp(-math.inf) == 0.0
     assert math.isnan(exp(math.nan))
+
+
+@pytest.mark.parametrize("backend", ["torch", "cpu", "triton"])
+def test_tensors_of_different_sizes_are_refused_before_a_kernel_writes(backend):
+    p, g = torch.ones(6), torch.ones(6)
+    short = torch.ones(1)
+    for columns in ([[p], [short]], [[p, p], [g, short]], [[short], [g]]):
+        with pytest.raises(ValueError, match=r"adagrad_norm: g has shape .* and p \("):
+            apply(RULES["adagrad_norm"], columns, [{"lr": 0.5, "root": 2.0}], backend=backend)
+    assert torch.equal(p, torch.ones(6)) and torch.equal(g, p) and short.item() == 1

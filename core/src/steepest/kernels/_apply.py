@@ -72,8 +72,9 @@ def apply(
         a rule nothing.
 
     Raises:
-        ValueError: If the backend is unknown.
+        ValueError: If the backend is unknown, or tensors of one index differ in size.
         RuntimeError: If the backend is forced and missing, or is not for the tensors' device.
+            Nothing has changed then.
 
     Example:
         >>> import steepest.optim
@@ -84,7 +85,10 @@ def apply(
         tensor([0.7500, 2.2500])
     """
     check_backend(backend)
-    count = len(columns[0])
+    sizes = [p.numel() for p in columns[0]]
+    if any([t.numel() for t in column] != sizes for column in columns[1:]):
+        raise _unequal(rule, columns)  # a kernel would write beyond its tensors
+    count = len(sizes)
     which = which if which is not None else [0] * count
     vectors = {name: v.double().expand(count) for name, v in (vectors or {}).items()}
     home = columns[0][0].device
@@ -104,6 +108,20 @@ def apply(
         if sums is not None:
             sums[:, slice(None) if index is None else index] = made.to(home)
     return {} if sums is None else dict(zip(rule.sums, sums, strict=True))
+
+
+def _unequal(rule: Rule, columns: Sequence[Sequence[Tensor]]) -> ValueError:
+    first = rule.tensors[0]
+    name, t, p = next(
+        (name, t, p)
+        for name, column in zip(rule.tensors[1:], columns[1:], strict=True)
+        for t, p in zip(column, columns[0], strict=True)
+        if t.numel() != p.numel()
+    )
+    return ValueError(
+        f"{rule.__name__}: {name} has shape {tuple(t.shape)}, and {first} {tuple(p.shape)}: "
+        "give tensors of one shape"
+    )
 
 
 def _scalars(

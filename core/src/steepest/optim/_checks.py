@@ -1,10 +1,12 @@
-"""Checks of hyper-parameters, by name, shared by every optimizer."""
+"""Checks of hyper-parameters, by name, and of checkpoints, shared by every optimizer."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
+
+from torch import Tensor
 
 
 def _finite(low: float, *, strict: bool = False) -> Callable[[Any], bool]:
@@ -89,3 +91,26 @@ def check_hyperparameters(optimizer: str, values: Mapping[str, Any]) -> None:
             raise ValueError(f"{optimizer}: {name}={value!r} is not valid: give {allowed}")
     if values.get("decouple_lr") and float(values.get("base_lr", values["lr"])) == 0:
         raise ValueError(f"{optimizer}: decouple_lr=True needs an initial lr above 0")
+
+
+def check_shapes(
+    name: str, params: Sequence[Tensor], entries: Mapping[int, Mapping[str, Any]]
+) -> None:
+    """Raise where what a checkpoint says of a parameter is not of its shape.
+
+    Args:
+        name: Of the optimizer, for the message.
+        params: The parameters.
+        entries: By index of the parameter, tensors by name: a number, of the parameter's shape,
+            or several of these in a row.
+    """
+    for i, entry in entries.items():
+        if i >= len(params):
+            raise ValueError(f"{name}: the state_dict has a parameter {i}, and here are fewer")
+        shape = params[i].shape
+        for key, t in entry.items():
+            if isinstance(t, Tensor) and t.ndim and t.shape[t.ndim - len(shape) :] != shape:
+                raise ValueError(
+                    f"{name}: {key} of parameter {i} has shape {tuple(t.shape)}, the parameter "
+                    f"{tuple(shape)}: load it into the same model"
+                )

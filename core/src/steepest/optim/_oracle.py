@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from steepest.kernels import split_seed
+from steepest.optim._checks import check_shapes
 from steepest.oracles import Objective
 
 
@@ -182,6 +183,10 @@ class OracleDriven(torch.optim.Optimizer, ABC):
         own = state_dict["oracle"]
         if own["name"] != type(self).__name__:
             raise ValueError(f"the state_dict is of {own['name']}, not of {type(self).__name__}")
+        if not hasattr(self, "optimizer"):  # of a wrapper, state is the optimizer's inside
+            ids = [i for group in state_dict["param_groups"] for i in group["params"]]
+            saved = {n: state_dict["state"].get(i, {}) for n, i in enumerate(ids)}
+            check_shapes(type(self).__name__, self._everything, saved)
         super().load_state_dict({k: v for k, v in state_dict.items() if k != "oracle"})
         self.seed, self.steps = int(own["seed"]), int(own["steps"])
 

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from steepest.optim._checks import check_shapes
 from steepest.optim._oracle import OracleDriven
 
 Memory = dict[str, Tensor]
@@ -133,6 +134,8 @@ class Wrapper(torch.optim.Optimizer, ABC):
                 f"the state_dict is of {self._name} around {around}, and this one is around "
                 f"{self._inside}: nest them as they were"
             )
+        params = [p for _, p in self._numbered()]
+        check_shapes(self._name, params, state_dict[own]["memory"])
         inner = {key: value for key, value in state_dict.items() if key != own}
         self.optimizer.load_state_dict(inner)
         self.load_own_state(state_dict[own])

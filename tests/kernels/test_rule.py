@@ -3,6 +3,8 @@
 import itertools
 import math
 import re
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -353,3 +355,20 @@ def test_tensors_of_different_sizes_are_refused_before_a_kernel_writes(backend):
         with pytest.raises(ValueError, match=r"adagrad_norm: g has shape .* and p \("):
             apply(RULES["adagrad_norm"], columns, [{"lr": 0.5, "root": 2.0}], backend=backend)
     assert torch.equal(p, torch.ones(6)) and torch.equal(g, p) and short.item() == 1
+
+
+def test_the_first_fused_step_leaves_torch_its_number_of_threads():
+    code = """
+import torch
+from steepest.kernels import add_noise_
+from steepest.optim import AdamW
+torch.set_num_threads(1)
+for step in range(2):
+    p = torch.nn.Parameter(torch.ones(1 << 17))
+    p.grad = torch.ones_like(p)
+    AdamW([p], backend="cpu").step()
+    add_noise_([p], seed=1, scale=1.0)
+    print(torch.get_num_threads())
+"""
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert ran.stdout.split() == ["1", "1"]

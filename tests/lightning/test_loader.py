@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import distributed as dist
 
-from steepest.lightning._loader import Tensors, loader
+from steepest.lightning._loader import EpochLoader, Tensors, loader
 
 SIZE, BATCH = 23, 4
 DATA = Tensors(torch.arange(SIZE), torch.arange(SIZE) ** 2)
@@ -97,3 +97,8 @@ def test_single_examples_equal_rows_of_batches():
     assert data[3] == (x[0], y[0])
     with pytest.raises(ValueError, match="5 inputs but 4 targets"):
         Tensors(torch.arange(5), torch.arange(4))
+
+
+def test_a_sampler_without_epochs_is_refused():
+    with pytest.raises(TypeError, match="sampler=DistributedSampler"):
+        next(iter(EpochLoader(range(4), batch_size=2)))

@@ -97,3 +97,24 @@ def test_a_resumed_average_goes_on():
 def test_bad_arguments():
     with pytest.raises(ValueError, match="Averaged: gamma="):
         Averaged(SGDW([torch.nn.Parameter(torch.ones(1))]), gamma=-1.0)
+
+
+def test_a_parameter_that_grew_is_refused_before_the_step():
+    p = torch.nn.Parameter(torch.zeros(3))
+    opt = Averaged(torch.optim.SGD([p], lr=0.1))
+    p.grad = torch.ones(3)
+    opt.step()
+    p.data = torch.zeros(5)
+    p.grad = torch.ones(5)
+    with pytest.raises(ValueError, match=r"mean of parameter 0 has shape \(3,\)"):
+        opt.step()
+    assert torch.equal(p, torch.zeros(5)) and opt.steps == 1
+
+
+def test_a_step_that_is_left_out_is_not_averaged():
+    p = torch.nn.Parameter(torch.zeros(1))
+    opt = Averaged(AdamW([p], nonfinite="skip"), gamma=0.0)
+    for g in (1.0, float("nan"), 1.0):
+        p.grad = torch.tensor([g])
+        opt.step()
+    assert opt.steps == 2 and opt.memory[p]["mean"] == pytest.approx(-0.0015, rel=1e-3)

@@ -8,7 +8,7 @@ import pickle
 import pytest
 import torch
 
-from steepest.optim import SGDW, AdaMax, AdamW, OptAMSGrad, create, find
+from steepest.optim import SGDW, AdaMax, AdamW, MeZO, OptAMSGrad, create, find
 from steepest.optim import list as list_optimizers
 
 
@@ -88,6 +88,19 @@ def test_no_parameters():
     for empty in ([], iter(())):
         with pytest.raises(ValueError, match=r"got no parameters: pass model.parameters\(\)"):
             AdamW(empty)
+
+
+@pytest.mark.parametrize("make", [AdamW, MeZO], ids=["elementwise", "asking"])
+def test_a_bare_tensor_is_not_taken_for_a_list_of_its_rows(make):
+    for params in (torch.zeros(2), torch.nn.Parameter(torch.zeros(2))):
+        with pytest.raises(TypeError, match="iterable of Tensors"):
+            make(params)
+
+
+def test_a_star_import_leaves_the_builtins_alone():
+    scope = {}
+    exec("from steepest.optim import *", scope)
+    assert "list" not in scope and scope["AdamW"] is AdamW
 
 
 def test_a_schedule_that_breaks_lr_changes_nothing():

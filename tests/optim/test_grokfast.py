@@ -303,3 +303,18 @@ def test_bad_arguments():
     for bad in ({"lamb": -1.0}, {"beta": 1.0}, {"window": 0}, {"kind": "kalman"}):
         with pytest.raises(ValueError, match=f"Grokfast: {next(iter(bad))}="):
             Grokfast(base, **bad)
+
+
+@pytest.mark.parametrize("kind", ["ema", "ma"])
+def test_a_step_that_is_left_out_teaches_nothing(kind):
+    """With a batch of NaN in the middle, the run is the run without that batch."""
+    ends = []
+    for batches in ([0, 1, None, 2, 3], [0, 1, 2, 3]):
+        p = torch.nn.Parameter(torch.zeros(3, dtype=F64))
+        opt = Grokfast(PerpGrad(AdamW([p], lr=0.1, nonfinite="skip")), kind=kind, window=2)
+        for t in batches:
+            p.grad = torch.full((3,), torch.nan, dtype=F64) if t is None else stream(4, 3)[t]
+            opt.step()
+        ends.append((p.detach().clone(), opt.steps, opt.optimizer.steps))
+    assert torch.equal(ends[0][0], ends[1][0]) and ends[0][1:] == ends[1][1:] == (4, 4)
+    assert ends[0][0].abs().min() > 0

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from steepest.estimators import SPSA
-from steepest.optim import SAM, SGDW, AdamW, Estimated, MeZO
+from steepest.optim import SAM, SGDW, AdamW, Estimated, Grokfast, MeZO
 from steepest.oracles import Objective
 
 F64 = torch.float64
@@ -106,10 +106,11 @@ def test_bad_arguments():
             SAM(SGDW([p]), rho=rho)
     with pytest.raises(TypeError, match="wraps an optimizer, not a list"):
         SAM([p])
-    with pytest.raises(TypeError, match=r"MeZO asks for its own$"):
-        SAM(MeZO([p]))
-    with pytest.raises(TypeError, match=r"put it inside, Estimated\(SAM\(...\)\)"):
-        SAM(Estimated(SGDW([p]), SPSA()))
+    for asking in (MeZO([p]), Estimated(SGDW([p]), SPSA())):
+        with pytest.raises(TypeError, match=r"asks for its own: use one of the two$"):
+            SAM(asking)
+    with pytest.raises(TypeError, match=r"put it inside, SAM\(Grokfast\(...\)\)"):
+        Grokfast(SAM(SGDW([p])))
 
 
 def test_it_takes_any_objective():

@@ -68,15 +68,18 @@ def launch(
 
 @contextmanager
 def torch_threads() -> Iterator[None]:
-    """Let numba use as many threads as torch does, and put its own number back."""
+    """Let numba use as many threads as torch does, and put back the number of either."""
     import numba
 
-    before = numba.get_num_threads()
-    numba.set_num_threads(min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS))
+    threads = torch.get_num_threads()
+    before = numba.get_num_threads()  # its first call sets OpenMP's number, which is torch's too
+    numba.set_num_threads(min(threads, numba.config.NUMBA_NUM_THREADS))
     try:
         yield
     finally:
         numba.set_num_threads(before)
+        if torch.get_num_threads() != threads:
+            torch.set_num_threads(threads)
 
 
 @cache

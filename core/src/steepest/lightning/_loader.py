@@ -84,6 +84,11 @@ class EpochLoader(DataLoader[Pair]):
 
     def __iter__(self) -> Iterator[Pair]:  # type: ignore[override]
         """Batches of one epoch; nothing happens before the first one is asked for."""
+        if not isinstance(self.sampler, DistributedSampler):
+            raise TypeError(
+                f"EpochLoader has a {type(self.sampler).__name__}, which knows no epochs: pass "
+                "sampler=DistributedSampler(data, num_replicas=1, rank=0, shuffle=...)"
+            )
         epoch, start = self._resume
         self._resume = (-1, 0)
         self._delivered = start if epoch == self.sampler.epoch and start < len(self) else 0

@@ -14,9 +14,12 @@ class RandomState(Callback):
     """Keep the state of the global random number generators in checkpoints.
 
     Lightning does not: a network with dropout, resumed, draws other masks than it would have
-    drawn uninterrupted. With this callback the resumed run is the same run. It covers Python,
-    NumPy, PyTorch on the CPU and on every visible CUDA device, in a run of one process; with
-    several processes it does nothing, because a checkpoint holds the state of one.
+    drawn uninterrupted. With this callback the resumed run is the same run, if loaders leave the
+    global generators alone: :class:`EpochLoader` does, and an unshuffled ``DataLoader`` with a
+    ``generator`` of its own. (A plain one draws a seed for each epoch, in a resumed run before
+    the states are back.) It covers Python, NumPy, PyTorch on the CPU and on every visible CUDA
+    device, in a run of one process; with several processes it does nothing, because a checkpoint
+    holds the state of one.
 
     Example:
         >>> trainer = Trainer(callbacks=[RandomState()], logger=False)

@@ -49,3 +49,6 @@ from steepest.optim._vrgd import VRGD as VRGD
 from steepest.optim._vrgd import gsnr as gsnr
 from steepest.optim._wrapper import Wrapper as Wrapper
 from steepest.optim._xgrad import XGrad as XGrad
+
+# For import *, which is not to replace the builtin list.
+__all__ = [name for name in dir() if name[0] != "_" and name != "list"]

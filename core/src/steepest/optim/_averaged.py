@@ -12,7 +12,7 @@ from steepest._registry import method
 from steepest.kernels import apply, rule
 from steepest.kernels._apply import compute_dtype
 from steepest.optim._base import real
-from steepest.optim._checks import check_hyperparameters
+from steepest.optim._checks import check_hyperparameters, check_shapes
 from steepest.optim._wrapper import Wrapper
 
 
@@ -109,10 +109,13 @@ class Averaged(Wrapper):
             raise RuntimeError("Averaged is at its weights to evaluate with: call train() first")
         with torch.enable_grad():
             loss = None if closure is None else closure()
+        params = [p for group in self.param_groups for p in group["params"]]
+        check_shapes("Averaged", params, {i: self.memory.get(p, {}) for i, p in enumerate(params)})
         self.step_inside(loss)
+        if self.skipped:
+            return loss
         self.steps += 1
         with torch.no_grad():
-            params = [p for group in self.param_groups for p in group["params"]]
             for p in params:
                 if p not in self.memory:
                     wide = p.dtype if p.is_complex() else compute_dtype(p.dtype)

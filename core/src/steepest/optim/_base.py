@@ -132,6 +132,9 @@ class Elementwise(torch.optim.Optimizer, ABC):
     needs_loss: ClassVar[bool] = False
     """Whether :meth:`coefficients` reads the loss, so that a step needs a closure."""
 
+    skipped: bool = False
+    """Whether the last step was left out, for a gradient with NaN or infinity."""
+
     _lens: Lens | None = None
 
     def __init__(
@@ -145,8 +148,8 @@ class Elementwise(torch.optim.Optimizer, ABC):
         check_backend(backend)
         if nonfinite not in ("propagate", "raise", "skip"):
             raise ValueError(f"nonfinite={nonfinite!r}: choose propagate, raise or skip")
-        given: Any = list(params)
-        if not given:
+        given: Any = params if isinstance(params, Tensor) else list(params)
+        if not isinstance(given, Tensor) and not given:
             raise ValueError(f"{type(self).__name__} got no parameters: pass model.parameters()")
         self.backend = backend
         self.nonfinite = nonfinite
@@ -221,7 +224,8 @@ class Elementwise(torch.optim.Optimizer, ABC):
         with torch.no_grad():
             work = [self._prepare(group) for group in self.param_groups]
             value = self._value(loss)
-            if self.nonfinite == "propagate" or self._all_finite(work):
+            self.skipped = self.nonfinite != "propagate" and not self._all_finite(work)
+            if not self.skipped:
                 for item, coefficients in self._measure([w for w in work if w.params], value):
                     self._run(item, coefficients)
         return loss

@@ -127,10 +127,11 @@ class Filter(Wrapper, ABC):
                 changed, memories = self.filter(params, grads, memories)
             with lent(params, changed):
                 self.step_inside(loss)
-        self.memory.update(
-            (p, memory) for p, memory in zip(params, memories, strict=True) if memory
-        )
-        self.steps += 1
+        if not self.skipped:
+            self.memory.update(
+                (p, memory) for p, memory in zip(params, memories, strict=True) if memory
+            )
+            self.steps += 1
         return loss
 
     def own_state(self) -> dict[str, Any]:

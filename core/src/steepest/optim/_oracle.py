@@ -101,7 +101,8 @@ class OracleDriven(torch.optim.Optimizer, ABC):
             RuntimeError: If there is no objective, or it calls ``backward``.
             TypeError: If the objective does not return a tensor.
             ValueError: If it does not return one real number, or no parameter requires a
-                gradient. After each of these, parameters and state are as they were.
+                gradient. After each of these, parameters and state are as they were; with
+                :class:`MeZO`, which walks back, to rounding.
         """
         if self._deliver is not None:
             answer = self._deliver(self, closure)

@@ -165,7 +165,8 @@ class VRGD(OracleDriven, Wrapper):
     def update(self, answer: Answer) -> None:
         """Step the optimizer, then remember the ratios."""
         self.step_inside(answer.value)
-        self.memory.update(zip(answer.objective.params, answer.rest, strict=True))
+        if not self.skipped:
+            self.memory.update(zip(answer.objective.params, answer.rest, strict=True))
 
     def own_state(self) -> dict[str, Any]:
         """Ratios, floor and beta."""

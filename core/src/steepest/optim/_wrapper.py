@@ -54,12 +54,12 @@ class Wrapper(torch.optim.Optimizer, ABC):
                 f"{own} wraps an optimizer, not a {given}: make it first, AdamW(model.parameters())"
             )
         if isinstance(optimizer, OracleDriven):
-            remedy = (
-                f": put it inside, {given}({own}(...))" if isinstance(optimizer, Wrapper) else ""
-            )
+            remedy = "use one of the two"
+            if isinstance(optimizer, Wrapper) and not isinstance(self, OracleDriven):
+                remedy = f"put it inside, {given}({own}(...))"
             raise TypeError(
                 f"{own} wraps an optimizer that takes gradients as they come, and {given} asks for "
-                f"its own{remedy}"
+                f"its own: {remedy}"
             )
         self.optimizer = optimizer
         self.memory: dict[Tensor, Memory] = {}
@@ -70,6 +70,11 @@ class Wrapper(torch.optim.Optimizer, ABC):
     def needs_loss(self) -> bool:
         """Whether the optimizer inside reads the loss's value."""
         return getattr(self.optimizer, "needs_loss", False)
+
+    @property
+    def skipped(self) -> bool:
+        """Whether the optimizer inside has left out its last step; there is nothing to learn."""
+        return getattr(self.optimizer, "skipped", False)
 
     def step_inside(self, loss: Any) -> None:
         """Step the optimizer inside; one that reads the loss's value gets it."""

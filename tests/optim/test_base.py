@@ -58,6 +58,7 @@ def unchanged(before, params, opt):
         {"betas": (-0.1, 0.9)},
         {"betas": (0.9,)},
         {"betas": 0.9},
+        {"lr": "1e-3"},
         {"eps": -1e-8},
         {"weight_decay": -1},
         {"weight_decay": math.nan},
@@ -347,6 +348,10 @@ def test_factory():
         create("zzzz", p)
     with pytest.raises(TypeError):
         create("AdamW", p, momentum=0.9)
+    with pytest.raises(TypeError, match="neither SAM nor SGDW has a hyper-parameter 'rh'"):
+        create("sam", p, rh=0.1)
+    with pytest.raises(ValueError, match="unknown oracle 'grad': choose one of value"):
+        list_optimizers(oracle="grad")
     assert "SGDW" in list_optimizers(max_state_bytes=4)
     assert {"AdaHessian", "OASIS"} <= set(list_optimizers(oracle="hvp"))
     assert "Adam" not in list_optimizers(oracle="hvp")

@@ -194,6 +194,18 @@ def test_a_checkpoint_of_another_order_is_refused_and_changes_nothing():
     make(model.parameters(), Grokfast, PerpGrad).load_state_dict(opt.state_dict())
 
 
+def test_a_checkpoint_with_one_wrapper_more_is_refused():
+    _, opt = trained(lambda params: Grokfast(PerpGrad(AdamW(params))))
+    model, inner = trained(lambda params: PerpGrad(AdamW(params)))
+    bare = AdamW(model.parameters())
+    for other, around in ((inner, "Grokfast around PerpGrad"), (bare, "PerpGrad around AdamW")):
+        before = copy.deepcopy(other.state_dict())
+        with pytest.raises(ValueError, match=f"{around}.*leave out its entry"):
+            other.load_state_dict(opt.state_dict())
+        assert str(other.state_dict()) == str(before)
+    inner.load_state_dict({k: v for k, v in opt.state_dict().items() if k != "Grokfast"})
+
+
 def test_around_xgrad_it_resumes_bit_exactly_in_a_new_process(tmp_path):
     """Grokfast around XGrad around AdamW, saved by one Python and continued by another."""
     script = """

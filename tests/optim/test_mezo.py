@@ -190,6 +190,8 @@ def test_bad_calls_change_nothing():
         assert torch.allclose(p, torch.ones(3, dtype=F64), atol=1e-12) and opt.steps == 0
     with pytest.raises(ValueError, match="samples=0"):
         MeZO([p], samples=0)
+    with pytest.raises(ValueError, match="'cauchy': choose one of gaussian, rademacher, sphere"):
+        MeZO([p], kind="cauchy")
     with pytest.raises(ValueError, match="eps=0"):
         MeZO([p], eps=0)
     with pytest.raises(ValueError, match=r"MeZO: lr=-1"):

@@ -72,6 +72,12 @@ class Method:
 _METHODS: list[Method] = []
 
 
+def check_oracle(name: str) -> None:
+    """Raise ``ValueError`` unless it is one of ``ORACLES``."""
+    if name not in ORACLES:
+        raise ValueError(f"unknown oracle {name!r}: choose one of {', '.join(ORACLES)}")
+
+
 def method(
     *,
     paper: str,
@@ -101,8 +107,7 @@ def method(
     """
     if scope not in SCOPES:
         raise ValueError(f"unknown scope {scope!r}: choose one of {', '.join(SCOPES)}")
-    if oracle not in ORACLES:
-        raise ValueError(f"unknown oracle {oracle!r}: choose one of {', '.join(ORACLES)}")
+    check_oracle(oracle)
 
     def register(symbol: Symbol) -> Symbol:
         _METHODS.append(

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from steepest.kernels import add_noise_, check_kind, offsets, split_seed
+from steepest.kernels._noise import KINDS
 from steepest.oracles import Objective
 from steepest.oracles._objective import Gradient
 
@@ -157,8 +158,7 @@ class RandomEstimator(GradientEstimator):
     def __init__(self, samples: int, kind: str, mask: Mask | None = None) -> None:
         if not isinstance(samples, int) or samples < 1:
             raise ValueError(f"samples={samples!r} is not valid: give a whole number >= 1")
-        if kind != "sphere":
-            check_kind(kind)
+        check_kind(kind, (*KINDS, "sphere"))
         self.samples = samples
         self.kind = kind
         self.mask = mask

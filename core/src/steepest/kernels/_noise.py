@@ -135,11 +135,12 @@ def split_seed(seed: int, index: int) -> int:
     return int(low | high << 32)
 
 
-def check_kind(kind: str) -> None:
+def check_kind(kind: str, known: Sequence[str] = KINDS) -> None:
     """Raise unless the kind of noise is known.
 
     Args:
-        kind: ``gaussian`` or ``rademacher``.
+        kind: Its name.
+        known: The names to choose from.
 
     Raises:
         ValueError: If it is another.
@@ -149,8 +150,8 @@ def check_kind(kind: str) -> None:
         Traceback (most recent call last):
         ValueError: unknown noise 'uniform': choose one of gaussian, rademacher
     """
-    if kind not in KINDS:
-        raise ValueError(f"unknown noise {kind!r}: choose one of {', '.join(KINDS)}")
+    if kind not in known:
+        raise ValueError(f"unknown noise {kind!r}: choose one of {', '.join(known)}")
 
 
 def offsets(tensors: Sequence[Tensor], names: Sequence[str] | None = None) -> list[int]:

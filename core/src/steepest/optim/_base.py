@@ -16,7 +16,7 @@ from torch import Tensor
 from steepest.kernels import Rule, apply, compose
 from steepest.kernels._apply import check_backend, compute_dtype
 from steepest.kernels._compose import PREFIX
-from steepest.optim._checks import CHECKS, check_hyperparameters
+from steepest.optim._checks import CHECKS, check_hyperparameters, check_unwrapped
 
 Params = Iterable[Tensor] | Iterable[dict[str, Any]] | Iterable[tuple[str, Tensor]]
 Closure = Callable[[], Any]
@@ -412,6 +412,7 @@ class Elementwise(torch.optim.Optimizer, ABC):
 
     def _check_state_dict(self, state_dict: dict[str, Any]) -> None:
         name = type(self).__name__
+        check_unwrapped(name, state_dict)
         groups, state = state_dict["param_groups"], state_dict["state"]
         if [len(g["params"]) for g in groups] != [len(g["params"]) for g in self.param_groups]:
             raise ValueError(f"{name}: the state_dict has other parameter groups than this one")

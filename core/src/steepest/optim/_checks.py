@@ -84,13 +84,29 @@ def check_hyperparameters(optimizer: str, values: Mapping[str, Any]) -> None:
         if check is None:
             continue
         try:
-            good = check(value)
+            # A file's "1e-3" may be text, on which a schedule would fail later.
+            good = not isinstance(value, str) and check(value)
         except (TypeError, ValueError):
             good = False
         if not good:
             raise ValueError(f"{optimizer}: {name}={value!r} is not valid: give {allowed}")
     if values.get("decouple_lr") and float(values.get("base_lr", values["lr"])) == 0:
         raise ValueError(f"{optimizer}: decouple_lr=True needs an initial lr above 0")
+
+
+def check_unwrapped(name: str, state_dict: Mapping[str, Any]) -> None:
+    """Raise where a checkpoint has the memory of a wrapper that is not here.
+
+    Args:
+        name: Of the optimizer or wrapper that loads, for the message.
+        state_dict: What it is to load, without its own entry.
+    """
+    for wrapper, own in state_dict.items():
+        if isinstance(own, Mapping) and own.get("around") == name:
+            raise ValueError(
+                f"the state_dict is of {wrapper.rstrip('+')} around {name}: load it into such a "
+                f"one, or leave out its entry {wrapper!r} to go on without"
+            )
 
 
 def check_shapes(

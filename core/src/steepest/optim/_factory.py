@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from steepest._registry import Method, methods
+from steepest._registry import Method, check_oracle, methods
 from steepest.optim._base import Params
 from steepest.optim._wrapper import Wrapper
 
@@ -64,6 +64,13 @@ def create(name: str, params: Params, *, base: str = "SGDW", **hyper: Any) -> to
     if not issubclass(cls, Wrapper):
         return cls(params, **hyper)
     own = {key: hyper.pop(key) for key in [*hyper] if key in inspect.signature(cls).parameters}
+    inner = find(base)
+    if not issubclass(inner, Wrapper):
+        for key in hyper:
+            if key not in inspect.signature(inner).parameters:
+                raise TypeError(
+                    f"neither {cls.__name__} nor {inner.__name__} has a hyper-parameter {key!r}"
+                )
     return cls(create(base, params, **hyper), **own)
 
 
@@ -82,11 +89,16 @@ def list(
         max_backward: Most backward passes per step.
         claims: Properties that the contract tests have checked, e.g. ``{"scale_invariant"}``.
 
+    Raises:
+        ValueError: If there is no such oracle.
+
     Example:
         >>> found = list(claims={"scale_invariant"}, max_state_bytes=8)
         >>> [name for name in found if name.startswith("Adam")]
         ['Adam', 'AdamAtan2', 'AdamW']
     """
+    if oracle is not None:
+        check_oracle(oracle)
     return sorted(
         name
         for name, m in _optimizers().items()

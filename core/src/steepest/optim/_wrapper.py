@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from steepest.optim._checks import check_shapes
+from steepest.optim._checks import check_shapes, check_unwrapped
 from steepest.optim._oracle import OracleDriven
 
 Memory = dict[str, Tensor]
@@ -125,8 +125,8 @@ class Wrapper(torch.optim.Optimizer, ABC):
         """Load a checkpoint of the same wrapper around the same optimizer.
 
         Raises:
-            ValueError: If it was saved without this wrapper or in another order of wrappers, or
-                is not the inner optimizer's. Nothing has changed then.
+            ValueError: If it was saved without this wrapper, with one more around it or in another
+                order, or is not the inner optimizer's. Nothing has changed then.
         """
         own = self._key(state_dict)
         if own is None:
@@ -142,6 +142,7 @@ class Wrapper(torch.optim.Optimizer, ABC):
         params = [p for _, p in self._numbered()]
         check_shapes(self._name, params, state_dict[own]["memory"])
         inner = {key: value for key, value in state_dict.items() if key != own}
+        check_unwrapped(self._name, inner)
         self.optimizer.load_state_dict(inner)
         self.load_own_state(state_dict[own])
         self._share()

@@ -114,6 +114,11 @@ def row(record: dict[str, Any], root: Path) -> list[str]:
     ]
 
 
+def name(record: dict[str, Any]) -> str:
+    """What a row of the table is found by: its first symbol, without the room."""
+    return str(record["symbols"][0].rpartition(".")[2])
+
+
 def escape(text: str) -> str:
     """Markdown that shows ``text`` as it is inside of a table's cell."""
     return "".join(f"\\{c}" if c in r"\`*_{}[]<>#$|~" else c for c in text)
@@ -128,7 +133,8 @@ class MethodsIndex(SphinxDirective):
         """Write the table as Markdown and let MyST parse it, roles included."""
         self.env.note_reread()  # the registry may have changed when this page has not
         root = Path(self.env.app.srcdir)
-        rows = [row(record, root) for record in _registry.records(root)]
+        records = sorted(_registry.records(root), key=lambda record: name(record).lower())
+        rows = [row(record, root) for record in records]
         lines = [COLUMNS, ["---"] * len(COLUMNS), *rows]
         text = "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
         parsed = self.parse_text_to_nodes(text)

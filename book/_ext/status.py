@@ -20,7 +20,7 @@ def row(chapter: str, run: dict[str, Any]) -> list[str]:
         f"{{doc}}`/chapters/{chapter}`",
         f"{run['seconds']:.0f}",
         str(run["peak_mib"]),
-        run["date"],
+        run["date"].replace("-", "\N{NON-BREAKING HYPHEN}"),
         run["python"],
         packages["torch"],
         packages["lightning"],

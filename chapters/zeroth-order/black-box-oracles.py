@@ -269,7 +269,7 @@ print("with a judge who errs, more than that, and less than a half: True")
 # \nabla \mu_i(\theta) = \sum_j w_j\,(\theta - \theta_j),
 # $$
 #
-# and costs no query at all; the few that are made are put where the model doubts its slope the most ({py:class}`~steepest.estimators.TrajectoryGradient`, which like any estimator drives any optimizer, also with a single client).
+# and costs no query at all; the few that are made are put where the model doubts its slope the most ({py:class}`~steepest.estimators.TrajectoryGradient`, which like any estimator drives any first-order optimizer, also with a single client).
 #
 # Second half. A process is as large as its data, and data stay at home. So each client fits, at the end of a round, a linear model in random features that all clients share ({py:class}`~steepest.estimators.Features`), $\hat\mu_i(\theta) = \langle \nu_i, \varphi(\theta) \rangle$, and sends its weights $\nu_i$. They are linear in the values, so *the mean of the weights is a model of the mean of the losses*. In the next round each client corrects its own slope by what it knows of the others':
 #

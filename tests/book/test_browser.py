@@ -94,6 +94,7 @@ def test_a_reader_finds_a_method_through_the_search(page):
     page.wait_for_url("**/search.html?q=AdaBelief*")
     found = page.locator("#search-results li a", has_text="Belief").first
     found.click()
+    page.wait_for_url(lambda url: "search.html" not in url)
     assert "AdaBelief" in page.locator("main").inner_text()
 
 

@@ -1,4 +1,4 @@
-"""Estimated: any estimator drives any optimizer."""
+"""Estimated: any estimator drives any first-order optimizer."""
 
 import copy
 import io

@@ -19,7 +19,7 @@ class Estimated(OracleDriven, Wrapper):
 
     The estimate takes the place of ``.grad`` for one step of the inner optimizer, which cannot
     tell the difference; afterwards ``.grad`` is what it was. So any estimator drives any
-    optimizer, with its moments, its weight decay and its schedules::
+    optimizer that takes gradients as they come, with its moments, weight decay and schedules::
 
         opt = Estimated(AdamW(model.parameters(), lr=1e-3), SPSA(samples=8))
         opt.step(lambda: loss_fn(model(x), y))

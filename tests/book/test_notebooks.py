@@ -196,7 +196,7 @@ def test_every_method_shows_its_source():
                 seen = True
         if not seen:
             silent.append(record["chapter"])
-    assert not silent
+    assert not silent, f"no cell shows RULES[...] or listing(...) in {silent}"
 
 
 def test_status_knows_every_chapter():

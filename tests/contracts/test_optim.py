@@ -534,4 +534,5 @@ def test_every_paper_has_chapter_tests_and_reference(record):
     )
     assert record["tests"], f"no test names {record['symbols']}"
     bibliography = (root / "book" / "references.bib").read_text("utf-8")
-    assert f"{{{record['paper']}," in bibliography
+    missing = f"book/references.bib has no entry {record['paper']}"
+    assert f"{{{record['paper']}," in bibliography, missing

@@ -113,6 +113,21 @@ def test_a_parameter_that_joins_late_has_its_own_correction():
     assert q.item() == pytest.approx(-2.0)
 
 
+def test_a_step_that_is_left_out_teaches_nothing():
+    """With a batch of NaN in the middle, the run is the run without that batch."""
+    ends = []
+    for batches in ([0, 1, None, 2, 3], [0, 1, 2, 3]):
+        p = torch.nn.Parameter(torch.ones(5, dtype=F64))
+        opt = VRGD(SGDW([p], lr=0.1, nonfinite="skip"))
+        for t in batches:
+            nan = torch.full((5,), torch.nan, dtype=F64)
+            grads = [[nan if t is None else stream(5, seed=2 * t + d) + 0.5] for d in range(2)]
+            opt.step(parts([p], grads))
+        ends.append((p.detach().clone(), opt.memory[p]["steps"].item()))
+    assert torch.equal(ends[0][0], ends[1][0]) and ends[0][1] == ends[1][1] == 4
+    assert (ends[0][0] - 1).abs().min() > 0
+
+
 def test_bad_arguments():
     p = torch.nn.Parameter(torch.ones(1))
     with pytest.raises(ValueError, match="VRGD: floor=2"):
